@@ -1,0 +1,472 @@
+"""Ops: a rule, its gradient rules, samples to test it with, and optional implementations for a backend.
+
+`@op` declares one and checks the declaration; the registry is the table that the tests, the benchmarks, `gpuprop.numpy`
+and the Tensor's operators are made from. What a gradient rule names after `xp, dy` is what the tape keeps for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._tensor import install
+from .device import BACKENDS
+from .errors import ArgumentError, DeclarationError
+from .tape import call
+
+REGISTRY: dict[str, Op] = {}
+
+# Names that users of PyTorch give to the same options, understood wherever the option exists.
+OPTION_ALIASES = {"dim": "axis", "keepdim": "keepdims"}
+
+
+@dataclass(frozen=True)
+class GradientRule:
+    """dy (and what it names) -> the gradient of one input, or a tuple of them for several inputs."""
+
+    function: Callable
+    targets: tuple[str, ...]  # the inputs whose gradients it returns, in order
+    keeps: tuple[str, ...]  # inputs, "y", "<input>_shape" or residuals; the tape keeps these
+    options: tuple[str, ...]  # the options that it takes, by keyword
+    accumulates: bool = False  # takes `out=` and `accumulate=`: a parameter's gradient is written where it lives
+    overwrites_dy: bool = False  # takes `out=` alone: the result may be written over dy
+    takes_unit_seed: bool = False  # its result for dy = 1 is at hand: it may get `tape.ONE` for dy
+
+
+@dataclass
+class Implementation:
+    """A faster twin of an op's rules for one backend: same arguments without `xp`, plus `out=`.
+
+    `forward` may return NotImplemented for arrays it does not take (a dtype, a layout): then the generic rules serve that call.
+    With residuals it also takes `keep=`: whether anyone will differentiate; if so it returns (y, *residuals), else (y,).
+    """
+
+    forward: Callable
+    residuals: tuple[str, ...] = ()  # what `forward` returns beside y, for its own gradient rules alone
+    gradients: list[GradientRule] = field(default_factory=list)
+
+
+class Slot:
+    """`op.cpu` or `op.cuda`: a decorator for an implementation, and the place where it is kept."""
+
+    def __init__(self, op: Op, backend: str):
+        self.op, self.backend = op, backend
+        self.implementation: Implementation | None = None
+
+    def __call__(self, forward: Callable | None = None, *, residuals: Iterable[str] = ()) -> Any:
+        """Binds a forward implementation: `@silu.cpu`, `silu.cpu(f)`, or `@loss.cpu(residuals=["dx"])`."""
+        if forward is None:
+            return lambda function: self(function, residuals=residuals)
+        self.implementation = Implementation(forward, tuple(residuals))
+        self.op._forget_plans()
+        return forward
+
+    def grad(self, *targets: str, unit_seed: bool = False) -> Callable[[Callable], Callable]:
+        """Binds a gradient implementation: `@silu.cpu.grad("x")`; after `dy` it names what it needs, then `out=`, options."""
+
+        def declare(function: Callable) -> Callable:
+            if self.implementation is None:  # forward by the generic rule
+                self.implementation = Implementation(lambda *arrays, **options: NotImplemented)
+            names = self.implementation.residuals
+            rule = self.op._gradient_rule(function, targets, leading=1, also=names, unit_seed=unit_seed)
+            self.implementation.gradients.append(rule)
+            self.op._forget_plans()
+            return function
+
+        return declare
+
+
+class Step(NamedTuple):
+    """One call of the backward walk: a gradient rule, bound to a backend, with the places of what it needs."""
+
+    function: Callable
+    edges: tuple[int, ...]  # which of the record's edges its results go to (-1: nobody wants it)
+    kept: tuple[int, ...] | None  # places in the record's `kept`; None: all of them in order
+    options: tuple[str, ...]
+    native: Native | None  # None: a generic rule, whose result may be dy itself or a view
+
+
+class Native(NamedTuple):
+    """What the walk may do with a gradient implementation; its result is always a new array."""
+
+    accumulates: bool
+    overwrites_dy: bool
+    takes_unit_seed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a record of this op keeps and what the walk does with it, for one backend and one set of wanted inputs."""
+
+    wanted: tuple[int, ...]  # inputs that need a gradient, in order: the record's edges
+    kept_inputs: tuple[int, ...]
+    kept_shapes: tuple[int, ...]
+    keeps_output: bool
+    kept_residuals: tuple[int, ...]
+    keeps_others: bool  # anything but inputs
+    steps: tuple[Step, ...]
+    generic: tuple[Step, ...]  # the same by generic rules: gradients that are differentiated again
+    missing: tuple[str, ...]  # wanted inputs without a gradient rule
+
+
+class Op:
+    """A differentiable operation. Called as `op(x, ...)` by users, as `op(xp, x, ...)` inside other rules."""
+
+    def __init__(self, rule: Callable, *, samples: Callable, errors: Callable | None, name: str, view: bool, smooth: bool):
+        self.rule = rule
+        self.name = name
+        self.samples = samples
+        self.errors = errors
+        self.view = view  # the result may share the first input's memory, and then shares its version
+        self.smooth = smooth  # finite differences apply at the samples
+        self.gradients: list[GradientRule] = []
+        self.__doc__ = rule.__doc__
+        self.__name__ = self.__qualname__ = name
+        self.__module__ = rule.__module__
+        self._read_signature()
+        self._slots = {"cpu": Slot(self, "cpu"), "cuda": Slot(self, "cuda")}
+        self._forget_plans()
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    # --- declaration --------------------------------------------------------------------------------------------
+
+    def _read_signature(self) -> None:
+        parameters = list(inspect.signature(self.rule).parameters.values())
+        if not parameters or parameters[0].name != "xp":
+            raise DeclarationError(f"{self.name}: expected a rule whose first argument is `xp`, got {inspect.signature(self.rule)}")
+        inputs, optional, self.variadic = [], 0, False
+        self.defaults: dict[str, Any] = {}
+        for p in parameters[1:]:
+            if p.kind is p.VAR_POSITIONAL:
+                self.variadic = True
+                inputs.append(p.name)
+            elif p.kind is p.KEYWORD_ONLY:
+                self.defaults[p.name] = p.default
+            elif p.kind is p.VAR_KEYWORD:
+                raise DeclarationError(f"{self.name}: expected options by name, got **{p.name}")
+            else:
+                if p.default is not p.empty and p.default is not None:
+                    raise DeclarationError(f"{self.name}: input {p.name!r} may only default to None; make it keyword-only to be an option")
+                optional += p.default is None
+                inputs.append(p.name)
+        if not inputs:
+            raise DeclarationError(f"{self.name}: expected at least one array after `xp`")
+        if self.variadic and len(inputs) > 1:
+            self.leading = len(inputs) - 1
+        else:
+            self.leading = 0
+        self.inputs = tuple(inputs)
+        self.required = len(inputs) - optional - self.variadic
+        self._required_options = tuple(k for k, v in self.defaults.items() if v is inspect.Parameter.empty)
+
+    def grad(self, *targets: str) -> Callable[[Callable], Callable]:
+        """Declares a gradient rule for one input, or one for several that returns a tuple: `@f.grad("x")`.
+
+        The rule's arguments are `xp, dy`, then what it needs: inputs by name, `y`, or `<input>_shape`; then options, keyword-only.
+        Raises: DeclarationError where the rule names anything else, at once.
+        """
+
+        def declare(function: Callable) -> Callable:
+            self.gradients.append(self._gradient_rule(function, targets, leading=2))
+            self._forget_plans()
+            return function
+
+        return declare
+
+    def _gradient_rule(
+        self, function: Callable, targets: tuple[str, ...], leading: int, also: Iterable[str] = (), unit_seed: bool = False
+    ) -> GradientRule:
+        for target in targets:
+            if target not in self.inputs:
+                raise DeclarationError(f"{self.name}.grad: expected one of the inputs {', '.join(self.inputs)}, got {target!r}")
+        if not targets:
+            raise DeclarationError(f"{self.name}.grad: expected the names of inputs, got none")
+        if leading == 2:
+            taken = [t for rule in self.gradients for t in rule.targets if t in targets]
+            if taken:
+                raise DeclarationError(f"{self.name}.grad: {taken[0]!r} has a gradient rule already")
+        known = {*self.inputs, "y", *(f"{name}_shape" for name in self.inputs), *also}
+        keeps, options, places = [], [], set()
+        parameters = list(inspect.signature(function).parameters.values())
+        for p in parameters[leading:]:
+            if p.kind is p.KEYWORD_ONLY:
+                if leading == 1 and p.name in ("out", "accumulate"):
+                    places.add(p.name)
+                elif p.name not in self.defaults:
+                    raise DeclarationError(f"{self.name}.grad({targets[0]!r}): {p.name!r} is no option of {self.name}{tuple(self.defaults)}")
+                else:
+                    options.append(p.name)
+            elif p.name not in known:
+                raise DeclarationError(
+                    f"{self.name}.grad({targets[0]!r}): expected names among {', '.join(sorted(known))}, got {p.name!r}; a rule gets what it names"
+                )
+            else:
+                keeps.append(p.name)
+        return GradientRule(function, tuple(targets), tuple(keeps), tuple(options), "accumulate" in places, places == {"out"}, unit_seed)
+
+    @property
+    def cpu(self) -> Slot:
+        """Where this op's implementation for NumPy is bound."""
+        return self._slots["cpu"]
+
+    @property
+    def cuda(self) -> Slot:
+        """Where this op's implementation for CUDA is bound: `op.cuda = elementwise("activations.cu", "Silu")`."""
+        return self._slots["cuda"]
+
+    @cpu.setter
+    def cpu(self, implementation: Any) -> None:
+        self._bind("cpu", implementation)
+
+    @cuda.setter
+    def cuda(self, implementation: Any) -> None:
+        self._bind("cuda", implementation)
+
+    def _bind(self, backend: str, implementation: Any) -> None:
+        if implementation is self._slots[backend]:
+            return
+        if not isinstance(implementation, Implementation):
+            implementation = Implementation(implementation)
+        self._slots[backend].implementation = implementation
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self.bound: dict[type, Bound] = {}
+
+    def bind_to(self, array_type: type) -> Bound:
+        """The op on the backend of an array type; the look-up is `op.bound[array_type]`."""
+        backend = BACKENDS[array_type]
+        slot = self._slots.get(backend.name)
+        twin = slot.implementation if slot else None
+        bound = Bound(functools.partial(self.rule, backend.xp), (), _Plans(self, backend, False), None)
+        if twin is not None:
+            bound = Bound(twin.forward, twin.residuals, _Plans(self, backend, True), bound)
+        self.bound[array_type] = bound
+        return bound
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if args and isinstance(args[0], types.ModuleType):  # inside a rule: the namespace decides what runs
+            xp = args[0]
+            if getattr(xp, "is_tape", False):
+                return self.public(*args[1:], **options)
+            return self.rule(xp, *args[1:], **options)
+        return self.public(*args, **options)
+
+    def public(self, *args: Any, **given: Any) -> Any:
+        """The op as users call it: options by name, by alias or, after the arrays, by position; plain arrays in, plain out."""
+        inputs, options = self.arguments(args, given)
+        return call(self, inputs, options)
+
+    def arguments(self, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Arguments as (inputs, all options made canonical). Raises: ArgumentError."""
+        names = self.inputs
+        if self.variadic:
+            if len(args) > self.leading and isinstance(args[self.leading], (list, tuple)):
+                at = self.leading
+                inputs, rest = (*args[:at], *args[at]), args[at + 1 :]
+            else:
+                inputs, rest = args, ()
+            if len(inputs) <= self.leading:
+                raise ArgumentError(f"{self.name}: expected at least one array, got none")
+        else:
+            inputs, rest = args[: len(names)], args[len(names) :]
+        if not rest and not given and len(inputs) == len(names) and not self._required_options:
+            return inputs, self.defaults
+        options = dict(self.defaults)
+        order = list(self.defaults)
+        if len(rest) > len(order):
+            raise ArgumentError(f"{self.name}: expected at most {len(names) + len(order)} arguments, got {len(args)}")
+        for name, value in zip(order, rest):
+            options[name] = canonical(value)
+        late = {}
+        for name, value in given.items():
+            name = OPTION_ALIASES.get(name, name) if name not in options else name
+            if name in options:
+                options[name] = canonical(value)
+            elif name in names and not self.variadic and names.index(name) >= len(inputs):
+                late[name] = value
+            elif name in names and not self.variadic:
+                raise ArgumentError(f"{self.name}: got {name!r} twice")
+            else:
+                raise ArgumentError(f"{self.name}: unknown argument {name!r}; expected {', '.join([*names, *order])}")
+        if not self.variadic and (late or len(inputs) < len(names)):
+            filled = list(inputs)
+            for index in range(len(inputs), len(names)):
+                name = names[index]
+                if name not in late and index < self.required:
+                    raise ArgumentError(f"{self.name}: expected {', '.join(names[: self.required])}; {name!r} is missing")
+                filled.append(late.get(name))
+            inputs = tuple(filled)
+        for name in self._required_options:
+            if options[name] is inspect.Parameter.empty:
+                raise ArgumentError(f"{self.name}: expected the option {name!r}, got none")
+        return inputs, options
+
+    def input_name(self, index: int) -> str:
+        return f"{self.inputs[-1]}[{index - self.leading}]" if self.variadic and index >= self.leading else self.inputs[index]
+
+    # --- plans --------------------------------------------------------------------------------------------------
+
+    def make_plan(self, backend: Any, count: int, mask: int, native: bool) -> Plan:
+        """The plan for `count` inputs of which those in the bit mask need gradients, on one backend.
+
+        native: the forward result came from the backend's implementation, so its gradient rules apply.
+        """
+        from . import numpy as taped  # the namespace of Tensors stands above the ops that it lists
+
+        wanted = tuple(i for i in range(count) if mask >> i & 1)
+        twin = self._slots[backend.name].implementation if native and backend.name in self._slots else None
+        own = self._choose(twin.gradients if twin else [], wanted, count)
+        covered = {i for _, indices in own for i in indices}
+        rest = self._choose(self.gradients, [i for i in wanted if i not in covered], count)
+        generic = self._choose(self.gradients, wanted, count)
+        found = {i for _, indices in [*own, *rest] for i in indices}
+
+        chosen = [rule for rule, _ in [*own, *rest, *generic]]
+        residuals = twin.residuals if twin else ()
+        names = list(dict.fromkeys(name for rule in chosen for name in rule.keeps))
+        kept_inputs = tuple(i for n in names if n in self.inputs for i in self._indices(n, count))
+        kept_shapes = tuple(
+            i for n in names if n not in self.inputs and n.endswith("_shape") and n[:-6] in self.inputs for i in self._indices(n[:-6], count)
+        )
+        kept_residuals = tuple(k for k, n in enumerate(residuals) if n in names)
+        keeps_output = "y" in names
+        places: dict[Any, int] = {}
+        for key in [*(("input", i) for i in kept_inputs), *(("shape", i) for i in kept_shapes)]:
+            places[key] = len(places)
+        if keeps_output:
+            places["y"] = len(places)
+        for k in kept_residuals:
+            places[residuals[k]] = len(places)
+
+        def step(rule: GradientRule, indices: tuple[int, ...], function: Callable, native: bool) -> Step:
+            kept: list[int] = []
+            for name in rule.keeps:
+                if name in self.inputs:
+                    kept += [places["input", i] for i in self._indices(name, count)]
+                elif name in places:
+                    kept.append(places[name])
+                else:
+                    kept += [places["shape", i] for i in self._indices(name[:-6], count)]
+            edges = tuple(wanted.index(i) if i in wanted else -1 for i in indices)
+            everything = kept == list(range(len(places)))
+            traits = Native(rule.accumulates, rule.overwrites_dy, rule.takes_unit_seed) if native else None
+            return Step(function, edges, None if everything else tuple(kept), rule.options, traits)
+
+        steps = [step(rule, indices, rule.function, True) for rule, indices in own]
+        steps += [step(rule, indices, functools.partial(rule.function, backend.xp), False) for rule, indices in rest]
+        return Plan(
+            wanted,
+            kept_inputs,
+            kept_shapes,
+            keeps_output,
+            kept_residuals,
+            bool(kept_shapes or keeps_output or kept_residuals),
+            tuple(steps),
+            tuple(step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic),
+            tuple(self.input_name(i) for i in wanted if i not in found),
+        )
+
+    def _indices(self, name: str, count: int) -> range:
+        position = self.inputs.index(name)
+        if self.variadic and position == len(self.inputs) - 1:
+            return range(position, count)
+        return range(position, position + 1)
+
+    def _choose(self, rules: list[GradientRule], wanted: Iterable[int], count: int) -> list[tuple[GradientRule, tuple[int, ...]]]:
+        """The fewest rules, in order of declaration, that give the wanted inputs; a rule for several serves any of them."""
+        chosen, open_ = [], set(wanted)
+        for rule in sorted(rules, key=lambda r: -len(r.targets)):
+            indices = tuple(i for t in rule.targets for i in self._indices(t, count))
+            # An implementation for several inputs pays for all of them, so it waits until all are wanted.
+            if open_.intersection(indices) and (len(rule.targets) == 1 or open_.issuperset(indices) or not self._alone(rules, rule)):
+                chosen.append((rule, indices))
+                open_.difference_update(indices)
+        return chosen
+
+    @staticmethod
+    def _alone(rules: list[GradientRule], rule: GradientRule) -> bool:
+        """Whether each of the rule's targets has a rule of its own as well."""
+        return all(any(r is not rule and t in r.targets for r in rules) for t in rule.targets)
+
+
+class Bound(NamedTuple):
+    """An op on one backend: its forward implementation or generic rule, and its plans.
+
+    A plan's key is the bit mask of the inputs that need gradients, with one more bit above for how many inputs there are.
+    """
+
+    function: Callable
+    residuals: tuple[str, ...]
+    plans: dict[int, Plan]
+    generic: Bound | None  # what serves a call that the implementation does not take; None: this is generic
+
+
+class _Plans(dict):
+    """Plans, made when they are first needed."""
+
+    def __init__(self, op: Op, backend: Any, native: bool):
+        self.op, self.backend, self.native = op, backend, native
+
+    def __missing__(self, key: int) -> Plan:
+        count = key.bit_length() - 1
+        self[key] = plan = self.op.make_plan(self.backend, count, key ^ (1 << count), self.native)
+        return plan
+
+
+def canonical(value: Any) -> Any:
+    """An option in its one form: lists become tuples, NumPy's integers Python's, dtype names dtypes."""
+    if isinstance(value, (list, tuple)):
+        return tuple(canonical(v) for v in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, type) and (issubclass(value, (np.generic, float, int, bool))):
+        return np.dtype(value)
+    return value
+
+
+def op(
+    rule: Callable | None = None,
+    *,
+    samples: Callable | None = None,
+    errors: Callable | None = None,
+    name: str | None = None,
+    operator: str | None = None,
+    method: bool | str = False,
+    view: bool = False,
+    smooth: bool = True,
+) -> Any:
+    """Declares an op from its forward rule `f(xp, *arrays, *, **options)`, and registers it under its name.
+
+    samples: a function of a `gp.testing.Draw` that yields `gp.testing.Sample`s: the op's domain and shapes. Required.
+    errors: the same, yielding `gp.testing.ErrorSample`s.
+    operator: the Python operator that Tensors get from it ("add" installs `+`, from both sides).
+    method: True installs it as a method of Tensor, a string under that name.
+    view: the result may share memory with the first input.
+    smooth: False where finite differences do not apply (integers, comparisons).
+
+    Raises: DeclarationError where the declaration breaks the contract.
+    """
+    if rule is None:
+        return lambda function: op(
+            function, samples=samples, errors=errors, name=name, operator=operator, method=method, view=view, smooth=smooth
+        )
+    name = name or rule.__name__.rstrip("_")
+    if samples is None:
+        raise DeclarationError(f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>")
+    if name in REGISTRY:
+        raise DeclarationError(f"{name}: an op of this name exists already, in {REGISTRY[name].__module__}")
+    made = REGISTRY[name] = Op(rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth)
+    if operator or method:
+        install(made, operator=operator, method=name if method is True else method or None)
+    return made

@@ -1,0 +1,730 @@
+"""Tensor: an array, its place on the tape, and its version. Operators and most methods are installed by the op registry."""
+
+from __future__ import annotations
+
+import operator as python_operators
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .device import BACKENDS, Device, backend_for, copy_to, default_device, device_of, device_scope, is_array, require
+from .errors import ArgumentError, DtypeError, GraphError, MutationError, ShapeError
+
+if TYPE_CHECKING:
+    from ._op import Op
+
+number = count(1)  # dates records and mutations, for all threads
+
+_default_dtype = np.dtype(np.float32)
+
+
+def set_default_dtype(dtype: Any) -> None:
+    """Sets the dtype that Python floats become: float16, float32 (at the start) or float64. Raises: DtypeError."""
+    global _default_dtype
+    dtype = np.dtype(dtype)
+    if dtype.kind != "f":
+        raise DtypeError(f"set_default_dtype: expected a floating dtype, got {dtype}")
+    _default_dtype = dtype
+
+
+def get_default_dtype() -> np.dtype:
+    """The dtype that Python floats become."""
+    return _default_dtype
+
+
+class Leaf:
+    """Where gradients of a leaf end: its `.grad`, its hooks, and for a parameter the memory that its gradient lives in."""
+
+    __slots__ = ("number", "grad", "hooks", "home", "name", "__weakref__")
+
+    def __init__(self) -> None:
+        self.number = next(number)
+        self.grad: Tensor | None = None
+        self.hooks: list[Callable] | None = None
+        self.home: Callable[[], Any] | None = None  # returns the array that the gradient is written to
+        self.name = "leaf"
+
+    def place(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """The array to write the next contribution to, or None where a new one is to be made."""
+        if self.grad is not None:
+            if self.grad._node is not None:
+                return None
+            array = self.grad.data
+        elif self.home is not None:
+            array = self.home()
+        else:
+            return None
+        return array if array.shape == shape and array.dtype == dtype else None
+
+    def written(self, array: Any) -> None:
+        """Says that the array that `place` returned now holds the gradient."""
+        if self.grad is None:
+            self.grad = Tensor(array)
+        self.grad.version()[0] = next(number)
+
+    def receive(self, walk: Any, dy: Any, owned: bool) -> None:
+        """The end of a walk: the total goes to `.grad`, unless only the gradients of others were asked for."""
+        if walk.goals is None:
+            self.accumulate(dy, owned=owned)
+
+    def accumulate(self, gradient: Any, *, owned: bool) -> None:
+        """Adds a walk's total: into the gradient that is there, into its home, or as a new array."""
+        if isinstance(gradient, Tensor):  # create_graph: the sum is part of the tape
+            self.grad = gradient if self.grad is None else self.grad + gradient
+            return
+        place = self.place(gradient.shape, gradient.dtype)
+        if place is None and self.grad is not None:
+            self.grad = self.grad + Tensor(gradient)
+        elif place is None:
+            array = np.asarray(gradient) if isinstance(gradient, np.generic) else gradient
+            self.grad = Tensor(array if owned else array.copy())
+        elif self.grad is not None:
+            place += gradient
+            self.written(place)
+        else:
+            place[...] = gradient
+            self.written(place)
+
+
+class Tensor:
+    """An array that knows how it was computed.
+
+    Made by `gp.tensor`, `gp.asarray` and the ops. `data` is the NumPy or CuPy array itself. Where NumPy's and PyTorch's meanings
+    of a name differ, NumPy's holds: `size` is a number, `transpose` permutes all axes, `max(axis)` returns values.
+    """
+
+    _leaf: Leaf | None = None
+    _version: list[int] | None = None
+    __array_ufunc__ = None  # `ndarray * tensor` asks the tensor
+    __array_priority__ = 1000.0
+
+    def __init__(self, data: Any, node: Any = None):
+        self.data = data
+        self._node = node  # None: no gradient is wanted; a Leaf, or what computed it
+
+    def version(self) -> list[int]:
+        """The cell that dates the last change in place of this memory; views share it."""
+        if self._version is None:
+            self._version = [0]
+        return self._version
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements, as in NumPy."""
+        return self.data.size
+
+    @property
+    def itemsize(self) -> int:
+        return self.data.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def device(self) -> Device:
+        return device_of(self.data)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was made by the user rather than by a recorded op."""
+        return self._node is None or type(self._node) is Leaf
+
+    @property
+    def grad_fn(self) -> Any:
+        """What computed it, or None for a leaf."""
+        return None if self.is_leaf else self._node
+
+    def dim(self) -> int:
+        return self.data.ndim
+
+    def numel(self) -> int:
+        return self.data.size
+
+    def __len__(self) -> int:
+        if not self.data.ndim:
+            raise DtypeError("len: expected at least one axis, got a 0-d tensor")
+        return self.data.shape[0]
+
+    def __iter__(self):
+        if not self.data.ndim:
+            raise DtypeError("iteration: expected at least one axis, got a 0-d tensor")
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._peek(), separator=", ", prefix="tensor(", threshold=200, precision=4)
+        facts = [f"shape={self.shape}", f"dtype={self.dtype}", f"device='{self.device}'"]
+        if not self.is_leaf:
+            facts.append(f"op={self._node.name}")
+        elif self.requires_grad:
+            facts.append("requires_grad=True")
+        return f"tensor({text}, {', '.join(facts)})"
+
+    # --- gradients ----------------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to it: it is a leaf that asks for them, or was computed from one that does."""
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets whether this leaf wants a gradient. Raises: DtypeError for anything but a real floating dtype, GraphError for a result."""
+        if not self.is_leaf:
+            if requires_grad:
+                return self
+            raise GraphError(f"requires_grad_: expected a leaf, got a result of {self._node.name}; use .detach()")
+        if not requires_grad:
+            self._node = None
+        elif self._node is None:
+            from .tape import is_floating
+
+            if not is_floating(self.data.dtype):
+                raise DtypeError(f"requires_grad: expected a floating dtype, got {self.data.dtype}; use .float()")
+            if self._leaf is None:
+                self._leaf = Leaf()
+            self._node = self._leaf
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that walks have added up here, or None before the first and after `zero_grad()`."""
+        return self._leaf.grad if self._leaf is not None else None
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise DtypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
+            if value.shape != self.shape or value.device != self.device:
+                raise ShapeError(f"grad: expected {self.shape} on {self.device}, got {value.shape} on {value.device}")
+        if self._leaf is None:
+            if value is None:
+                return
+            self._leaf = Leaf()
+        self._leaf.grad = value
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
+        """Adds to every leaf's `.grad` the derivative of `sum(gradient * self)` with respect to it.
+
+        gradient: the cotangent, of this tensor's shape; may be omitted for a single element (then it is 1).
+        retain_graph: keep what was kept, to walk again. create_graph: record the gradients, to differentiate them again.
+        Raises: GraphError where nothing was recorded, ShapeError where a gradient is needed or does not fit.
+        """
+        from .tape import ONE, walk
+
+        if self._node is None:
+            raise GraphError("backward: expected a result that depends on a tensor with requires_grad=True, got one that does not")
+        if gradient is None:
+            if self.data.size != 1:
+                raise ShapeError(
+                    f"backward: expected one element, got shape {self.shape}; reduce it (.sum(), .mean()) or pass gradient="
+                )
+            cotangent = ONE
+        else:
+            given = gradient if isinstance(gradient, Tensor) else asarray(gradient, device=self.device)
+            if given.shape != self.shape:
+                raise ShapeError(f"backward: expected a gradient of shape {self.shape}, got {given.shape}")
+            if given.device != self.device:
+                raise ShapeError(f"backward: expected a gradient on {self.device}, got {given.device}")
+            given = given if given.dtype == self.dtype else given.astype(self.dtype)
+            cotangent = given if create_graph else given.data
+        walk([(self, cotangent)], retain_graph=retain_graph, create_graph=create_graph)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+        """Calls `hook(gradient)` in each walk, with the total; what it returns replaces the gradient. Returns a function that removes it."""
+        if self._node is None:
+            raise GraphError("register_hook: expected a tensor that requires a gradient, got one that does not")
+        node = self._node
+        node.hooks = [*(node.hooks or ()), hook]
+
+        def remove() -> None:
+            node.hooks = [h for h in node.hooks or () if h is not hook] or None
+
+        remove.remove = remove  # type: ignore[attr-defined]  # PyTorch's handle has a method
+        return remove
+
+    def retain_grad(self) -> None:
+        """Makes `.grad` hold the gradient of this result too, after a walk."""
+        if self._node is None or self.is_leaf:
+            return
+        leaf = self._leaf = self._leaf or Leaf()
+        self.register_hook(lambda g: leaf.accumulate(g.data, owned=False))
+
+    def detach(self) -> Tensor:
+        """The same memory without the tape."""
+        result = Tensor(self.data)
+        result._version = self.version()
+        return result
+
+    # --- values on the host -------------------------------------------------------------------------------------
+
+    def _peek(self) -> np.ndarray:
+        return BACKENDS[type(self.data)].to_host(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: the same memory on a CPU, a copy from a GPU."""
+        return self._peek()
+
+    def item(self) -> Any:
+        """The value of a single element as a Python number."""
+        if self.data.size != 1:
+            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        return self._peek().item()
+
+    def tolist(self) -> Any:
+        return self._peek().tolist()
+
+    def __bool__(self) -> bool:
+        if self.data.size != 1:
+            raise ShapeError(f"bool: expected one element, got shape {self.shape}; use .any() or .all()")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.data.dtype.kind not in "iu" or self.data.ndim:
+            raise DtypeError(f"index: expected a 0-d integer tensor, got {self.dtype} {self.shape}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and self.data.size == 1 else format(str(self), spec)
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    def _forbid_hidden_exit(self, protocol: str) -> None:
+        if self._node is not None:
+            raise GraphError(
+                f"{protocol}: expected a tensor without gradient, got one that requires it, and the tape would not see what "
+                "happens there; use .detach() or .numpy()"
+            )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._forbid_hidden_exit("__array__")
+        host = self._peek()
+        if dtype is not None and host.dtype != dtype:
+            return host.astype(dtype)
+        return host.copy() if copy else host
+
+    def __dlpack__(self, **options: Any) -> Any:
+        self._forbid_hidden_exit("__dlpack__")
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        if not hasattr(type(self.data), "__cuda_array_interface__"):
+            raise AttributeError("__cuda_array_interface__: this tensor is not on a GPU")
+        self._forbid_hidden_exit("__cuda_array_interface__")
+        return self.data.__cuda_array_interface__
+
+    # --- copies -------------------------------------------------------------------------------------------------
+
+    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Tensor:
+        """On another device or in another dtype; itself where nothing changes. Differentiable.
+
+        Takes what names a device ("cpu", "cuda:0"), a dtype, or another Tensor to be like.
+        """
+        for argument in args:
+            if isinstance(argument, Tensor):
+                device, dtype = argument.device, argument.dtype
+            elif isinstance(argument, Device) or (isinstance(argument, str) and argument.partition(":")[0] in ("cpu", "cuda")):
+                device = argument
+            else:
+                dtype = argument
+        result = self
+        if device is not None and self.device != (device := require(device)):
+            if self._node is None:
+                result = Tensor(copy_to(self.data, device))
+            else:
+                from .ops.shape import to_device
+
+                result = to_device(self, device=str(device))
+        if dtype is not None and result.dtype != np.dtype(dtype):
+            result = result.astype(dtype)
+        return result
+
+    def cpu(self) -> Tensor:
+        return self.to("cpu")
+
+    def cuda(self, index: int = 0) -> Tensor:
+        return self.to(f"cuda:{index}")
+
+    def float(self) -> Tensor:
+        return self.to(dtype=np.float32)
+
+    def double(self) -> Tensor:
+        return self.to(dtype=np.float64)
+
+    def half(self) -> Tensor:
+        return self.to(dtype=np.float16)
+
+    def long(self) -> Tensor:
+        return self.to(dtype=np.int64)
+
+    def int(self) -> Tensor:
+        return self.to(dtype=np.int32)
+
+    def bool(self) -> Tensor:
+        return self.to(dtype=np.bool_)
+
+    def contiguous(self) -> Tensor:
+        """Itself where its memory is in C order, else a copy that is. Differentiable."""
+        return self if self.data.flags.c_contiguous else self.clone()
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if not self.is_leaf:
+            raise GraphError(f"deepcopy: expected a leaf, got a result of {self._node.name}; use .detach() or .clone()")
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied._restore(self.data.copy(), self.requires_grad)
+        if self.grad is not None:
+            copied.grad = Tensor(self.grad.data.copy())
+        return copied
+
+    def __reduce__(self) -> tuple:
+        if not self.is_leaf:
+            raise GraphError(f"pickle: expected a leaf, got a result of {self._node.name}; use .detach()")
+        grad = self.grad
+        state = (self._peek(), str(self.device), self.requires_grad, grad._peek() if grad is not None else None)
+        return _rebuild, (type(self), *state)
+
+    def _restore(self, data: Any, requires_grad: bool) -> None:
+        """Fills a new, empty object; subclasses say where their memory lives."""
+        Tensor.__init__(self, data)
+        self.requires_grad_(requires_grad)
+
+    # --- changes in place ---------------------------------------------------------------------------------------
+
+    def _check_mutable(self, what: str, *others: Any) -> None:
+        from .tape import tape
+
+        if not self.is_leaf:
+            raise MutationError(f"{what}: expected a tensor that was not computed on the tape, got a result of {self._node.name}; use .clone()")
+        if tape.enabled:
+            if self._node is not None:
+                raise MutationError(f"{what}: expected no change of a leaf that requires a gradient; use it under gp.no_grad()")
+            if any(isinstance(o, Tensor) and o._node is not None for o in others):
+                raise MutationError(
+                    f"{what}: expected a value that is not on the tape, got one that requires a gradient, which would be lost; "
+                    "use .detach(), or compute a new tensor"
+                )
+
+    def _changed(self) -> Tensor:
+        self.version()[0] = next(number)
+        return self
+
+    def _raw(self, value: Any) -> Any:
+        """Another operand as something this tensor's array can take."""
+        if isinstance(value, Tensor):
+            if type(value.data) is not type(self.data):
+                from .errors import DeviceError
+
+                raise DeviceError(f"in place: expected arrays on {self.device}, got {value.device}; move it with .to(device)")
+            return value.data
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, (list, np.ndarray)) and type(self.data) is not np.ndarray:
+            return BACKENDS[type(self.data)].asarray(np.asarray(value), self.device)
+        return value
+
+    def _in_place(self, function: str, other: Any) -> Tensor:
+        self._check_mutable(f"{function} in place", other)
+        xp = BACKENDS[type(self.data)].xp
+        try:
+            getattr(xp, function)(self.data, self._raw(other), out=self.data)
+        except (TypeError, ValueError) as error:
+            kind = DtypeError if isinstance(error, TypeError) else ShapeError
+            raise kind(f"{function} in place: {error}; got {self.dtype} {self.shape}") from error
+        return self._changed()
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place("add", other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place("subtract", other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place("multiply", other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place("true_divide", other)
+
+    def __ipow__(self, other: Any) -> Tensor:
+        return self._in_place("power", other)
+
+    def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        return self._in_place("add", other if alpha == 1 else other * alpha)
+
+    def sub_(self, other: Any, *, alpha: Any = 1) -> Tensor:
+        return self._in_place("subtract", other if alpha == 1 else other * alpha)
+
+    def mul_(self, other: Any) -> Tensor:
+        return self._in_place("multiply", other)
+
+    def div_(self, other: Any) -> Tensor:
+        return self._in_place("true_divide", other)
+
+    def zero_(self) -> Tensor:
+        return self.fill_(0)
+
+    def fill_(self, value: Any) -> Tensor:
+        self._check_mutable("fill_", value)
+        if isinstance(value, Tensor):
+            self.data[...] = self._raw(value)
+        else:
+            self.data.fill(value)
+        return self._changed()
+
+    def copy_(self, other: Any) -> Tensor:
+        """Overwrites the values with another tensor's, array's or number's, across devices and dtypes."""
+        self._check_mutable("copy_", other)
+        source = other if isinstance(other, Tensor) else asarray(other, device=self.device)
+        try:
+            self.data[...] = copy_to(source.data, self.device)
+        except ValueError as error:
+            raise ShapeError(f"copy_: expected shape {self.shape}, got {source.shape}") from error
+        return self._changed()
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._check_mutable("t[i] = v", value)
+        parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
+        try:
+            self.data[parts if isinstance(index, tuple) else parts[0]] = self._raw(value)
+        except IndexError as error:
+            from .errors import BoundsError
+
+            raise BoundsError(f"t[i] = v: {error}; the tensor has shape {self.shape}") from error
+        except ValueError as error:
+            raise ShapeError(f"t[i] = v: {error}; the tensor has shape {self.shape}") from error
+        self._changed()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def _rebuild(kind: type, host: np.ndarray, device: str, requires_grad: bool, grad: np.ndarray | None) -> Tensor:
+    made = kind.__new__(kind)
+    made._restore(copy_to(host.copy(), device), requires_grad)
+    if grad is not None:
+        made.grad = Tensor(copy_to(grad, device))
+    return made
+
+
+# --- Operators ------------------------------------------------------------------------------------------------------
+
+
+def install(op: Op, *, operator: str | None = None, method: str | None = None) -> None:
+    """Gives Tensor an operator (from both sides for two operands) or a method that calls the op."""
+    from .tape import call
+
+    if operator is not None:
+        options = op.defaults
+        if len(op.inputs) == 1:
+
+            def unary(self):
+                return call(op, (self,), options)
+
+            setattr(Tensor, f"__{operator}__", unary)
+        else:
+
+            def forward(self, other):
+                return call(op, (self, other), options)
+
+            def reverse(self, other):
+                return call(op, (other, self), options)
+
+            setattr(Tensor, f"__{operator}__", forward)
+            if hasattr(python_operators, operator) and operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
+                setattr(Tensor, f"__r{operator.rstrip('_')}__", reverse)
+    if method is not None:
+
+        def bound(self, *args: Any, **options: Any):
+            return op.public(self, *args, **options)
+
+        bound.__name__, bound.__doc__ = method, op.__doc__
+        setattr(Tensor, method, bound)
+
+
+# --- Making tensors -------------------------------------------------------------------------------------------------
+
+
+def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = False) -> Any:
+    """An array on a device from a Tensor, an array, a number or nested lists, by the border's rules for dtypes."""
+    if isinstance(data, Tensor):
+        data = data.data
+    place = require(device) if device is not None else None
+    if is_array(data):
+        array = data
+        place = place or (default_device() if isinstance(data, np.ndarray) else device_of(data))
+    else:
+        array = _from_python(data, dtype)
+        copy = False
+        place = place or default_device()
+    if isinstance(array, np.ndarray):
+        if type(array) is not np.ndarray:
+            array = np.asarray(array)
+        if array.dtype.kind not in "fiubV" or (array.dtype.kind == "V" and array.dtype.name != "bfloat16"):
+            raise DtypeError(f"tensor: expected real numbers or booleans, got dtype {array.dtype}")
+    if dtype is not None and array.dtype != np.dtype(dtype):
+        array, copy = array.astype(dtype), False
+    moved = copy_to(array, place)
+    return moved.copy() if copy and moved is array else moved
+
+
+def _from_python(data: Any, dtype: Any) -> np.ndarray:
+    if isinstance(data, (list, tuple)) and any(isinstance(v, Tensor) for v in data):
+        data = [v.numpy() if isinstance(v, Tensor) else v for v in data]
+    for protocol in ("__array__", "__dlpack__", "__cuda_array_interface__"):
+        if hasattr(data, protocol):
+            break
+    else:
+        protocol = ""
+    try:
+        array = np.asarray(data, dtype=dtype if dtype is not None else None)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"tensor: expected numbers or nested lists of one shape; {str(error).splitlines()[0]}") from error
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(f"tensor: expected real numbers or booleans, got {type(data).__name__} of dtype {array.dtype}")
+    if dtype is None and array.dtype == np.float64 and not protocol:
+        array = array.astype(_default_dtype)
+    return array
+
+
+def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of the data.
+
+    data: a number, nested lists, an array of NumPy, CuPy or anything that offers one, or a Tensor. Python floats become the default
+    dtype (float32), ints int64, bools bool; arrays keep theirs.
+    device: "cpu", "cuda", "cuda:1"; the default device if None (a CuPy array stays where it is).
+    Raises: DtypeError, ShapeError (ragged lists), DeviceError.
+    """
+    made = Tensor(as_data(data, dtype=dtype, device=device, copy=True))
+    return made.requires_grad_() if requires_grad else made
+
+
+def asarray(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor that shares the array's memory where dtype and device allow it; a Tensor is returned as it is."""
+    if isinstance(data, Tensor):
+        return data.to(device=device, dtype=dtype) if device is not None or dtype is not None else data
+    return Tensor(as_data(data, dtype=dtype, device=device))
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor on the CPU that shares the NumPy array's memory."""
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(f"from_numpy: expected a numpy.ndarray, got {type(array).__name__}")
+    return Tensor(as_data(array, device="cpu"))
+
+
+def _creator(name: str, doc: str, takes_fill: bool = False) -> Callable:
+    def create(*shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **given: Any) -> Tensor:
+        if "shape" in given or "size" in given:
+            shape = (given.pop("shape", None) or given.pop("size", None), *shape)
+        fill = None
+        if takes_fill:
+            fill = given.pop("fill_value") if "fill_value" in given else shape[-1]
+            shape = shape if len(shape) == 1 else shape[:-1]
+            if dtype is None:
+                dtype = _default_dtype if isinstance(fill, float) else np.asarray(_plain(fill)).dtype
+        if given:
+            raise ArgumentError(f"{name}: unknown argument {next(iter(given))!r}")
+        if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
+            shape = tuple(shape[0])
+        place = require(device) if device is not None else default_device()
+        with device_scope(place):
+            xp = backend_for(place).xp
+            kind = np.dtype(dtype) if dtype is not None else _default_dtype
+            array = xp.full(shape, _plain(fill), kind) if takes_fill else getattr(xp, name)(shape, kind)
+        made = Tensor(array)
+        return made.requires_grad_() if requires_grad else made
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = doc
+    return create
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, (Tensor, np.generic)) else value
+
+
+zeros = _creator("zeros", "Zeros of a shape: `gp.zeros(2, 3)` or `gp.zeros((2, 3))`; default dtype and device unless given.")
+ones = _creator("ones", "Ones of a shape: `gp.ones(2, 3)` or `gp.ones((2, 3))`; default dtype and device unless given.")
+empty = _creator("empty", "Uninitialised memory of a shape; default dtype and device unless given.")
+full = _creator("full", "A shape filled with one value: `gp.full((2, 3), 0.5)`.", takes_fill=True)
+
+
+def _like(create: Callable, name: str) -> Callable:
+    def like(other: Any, *fill: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **given: Any) -> Tensor:
+        other = asarray(other)
+        return create(
+            tuple(other.shape), *fill, dtype=dtype or other.dtype, device=device or other.device, requires_grad=requires_grad, **given
+        )
+
+    like.__name__ = like.__qualname__ = name
+    like.__doc__ = f"`gp.{create.__name__}` with another tensor's shape, dtype and device."
+    return like
+
+
+zeros_like = _like(zeros, "zeros_like")
+ones_like = _like(ones, "ones_like")
+empty_like = _like(empty, "empty_like")
+full_like = _like(full, "full_like")
+
+
+def _on_device(name: str, args: tuple, dtype: Any, device: Any, requires_grad: bool, floating: bool) -> Tensor:
+    place = require(device) if device is not None else default_device()
+    if dtype is None and floating:
+        dtype = _default_dtype
+    with device_scope(place):
+        made = Tensor(getattr(backend_for(place).xp, name)(*map(_plain, args), dtype=np.dtype(dtype) if dtype is not None else None))
+    return made.requires_grad_() if requires_grad else made
+
+
+def arange(*args: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """`arange(stop)`, `arange(start, stop)`, `arange(start, stop, step)`: the stop is not included; int64 for integers."""
+    floating = any(isinstance(_plain(a), float) for a in args)
+    return _on_device("arange", args, dtype or (None if floating else np.int64), device, requires_grad, floating)
+
+
+def linspace(start: Any, stop: Any, num: int = 50, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """`num` evenly spaced values from start to stop, both included."""
+    return _on_device("linspace", (start, stop, num), dtype, device, requires_grad, True)
+
+
+def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones on the diagonal of an (n, m) matrix, zeros elsewhere."""
+    return _on_device("eye", (n, m), dtype, device, requires_grad, True)
+
+

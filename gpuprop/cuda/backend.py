@@ -1,0 +1,81 @@
+"""CuPy as a backend: the array type, its namespace, copies, and checks that report without stopping the GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ..device import Backend, Device, Namespace
+from ..errors import BoundsError
+
+
+def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
+    """Zeros of `shape` with `values` added at `index`; repeated positions add up."""
+    import cupyx
+
+    result = cupy.zeros(shape, values.dtype)
+    cupyx.scatter_add(result, index, values)
+    return result
+
+
+class CudaBackend(Backend):
+    """CuPy arrays. Asynchronous: only `to_host` and `synchronize` wait."""
+
+    name = "cuda"
+    array_type = cupy.ndarray
+
+    def __init__(self) -> None:
+        self.xp = Namespace(
+            "gpuprop.cuda.namespace",
+            cupy,
+            {"erf": "cupyx.scipy.special:erf", "index_add": "gpuprop.cuda.backend:index_add"},
+        )
+        self._flags: dict[str, Any] = {}  # message -> a bool on the device
+        self._unread: set[str] = set()
+        self._lock = threading.Lock()
+
+    def device_of(self, array: Any) -> Device:
+        return Device("cuda", array.device.id)
+
+    def asarray(self, host: np.ndarray, device: Device) -> Any:
+        with cupy.cuda.Device(device.index):
+            return cupy.asarray(host)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        host = cupy.asnumpy(array)
+        self._raise_what_kernels_reported()
+        return host
+
+    def move(self, array: Any, device: Device) -> Any:
+        with cupy.cuda.Device(device.index):
+            return cupy.array(array)
+
+    def scope(self, device: Device) -> contextlib.AbstractContextManager:
+        return cupy.cuda.Device(device.index)
+
+    def synchronize(self) -> None:
+        cupy.cuda.runtime.deviceSynchronize()
+
+    def report_if(self, bad: Any, message: str) -> None:
+        with self._lock:
+            flag = self._flags.get(message)
+            if flag is None:
+                flag = self._flags[message] = cupy.zeros((), bool)
+            cupy.logical_or(flag, bad.any(), out=flag)
+            self._unread.add(message)
+
+    def _raise_what_kernels_reported(self) -> None:
+        """Looks at the flags that were written since the last look; the host is waiting for a value anyway."""
+        if not self._unread:
+            return
+        with self._lock:
+            unread, self._unread = self._unread, set()
+            wrong = [message for message in sorted(unread) if bool(self._flags[message])]
+            for message in wrong:
+                self._flags[message].fill(False)
+        if wrong:
+            raise BoundsError(wrong[0])

@@ -1,0 +1,58 @@
+"""The errors of gpuprop: each is a `gp.Error` and the built-in kind it is, so that both may be caught.
+
+A message reads `<op>: expected <what>, got <shapes, dtypes, devices>; <what to do>`.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of every error that gpuprop raises itself."""
+
+
+class ShapeError(Error, ValueError):
+    """Shapes that an operation cannot combine, or a value that it cannot use."""
+
+
+class DtypeError(Error, TypeError):
+    """A dtype that an operation does not take, such as a gradient for integers."""
+
+
+class ArgumentError(Error, TypeError):
+    """An argument that is missing, unknown, or of the wrong kind."""
+
+
+class OptionError(Error, ValueError):
+    """An option whose value is not one of those allowed."""
+
+
+class BoundsError(Error, IndexError):
+    """An index, an axis or a label that is out of range."""
+
+
+class DeviceError(Error, RuntimeError):
+    """Arrays on different devices in one operation, or a device that cannot be had."""
+
+
+class DeclarationError(Error, TypeError):
+    """An op whose declaration breaks the contract; raised when it is declared, not when it is called."""
+
+
+class GraphError(Error, RuntimeError):
+    """A backward walk that has nothing to walk, or whose kept arrays were freed or changed."""
+
+
+class MutationError(GraphError):
+    """A change in place that the tape forbids, or one that made a kept array stale."""
+
+
+class UndefinedGradientError(Error, RuntimeError):
+    """A gradient was asked for with respect to an input that has no gradient rule."""
+
+
+class AnomalyError(Error, RuntimeError):
+    """`gp.detect_anomaly()` found a gradient that is not finite."""
+
+
+class CheckpointError(Error, RuntimeError):
+    """A file of saved state that cannot be read, or that does not fit what it is loaded into."""

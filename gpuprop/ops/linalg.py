@@ -1,0 +1,1 @@
+from .._op import op
