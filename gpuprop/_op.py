@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -104,15 +105,41 @@ class Native(NamedTuple):
 class Plan:
     """What a record of this op keeps and what the walk does with it, for one backend and one set of wanted inputs."""
 
+    op: Op
     wanted: tuple[int, ...]  # inputs that need a gradient, in order: the record's edges
     kept_inputs: tuple[int, ...]
     kept_shapes: tuple[int, ...]
     keeps_output: bool
     kept_residuals: tuple[int, ...]
-    keeps_others: bool  # anything but inputs
     steps: tuple[Step, ...]
     generic: tuple[Step, ...]  # the same by generic rules: gradients that are differentiated again
     missing: tuple[str, ...]  # wanted inputs without a gradient rule
+    sources: Callable[[Sequence], tuple]  # inputs -> the nodes of the wanted ones
+    keep: Callable[[Sequence], Sequence]  # inputs -> the kept ones
+    keeps_others: bool  # anything but inputs
+    output_place: int  # in the record's `kept`
+
+
+def _chooser(places: tuple[int, ...], count: int) -> Callable[[Sequence], Sequence]:
+    """A function that takes the items at these places, as cheap as Python has one."""
+    if places == tuple(range(count)):
+        return lambda items: items
+    if not places:
+        return lambda items: ()
+    if len(places) == 1:
+        (i,) = places
+        return lambda items: (items[i],)
+    return operator.itemgetter(*places)
+
+
+def _node_chooser(places: tuple[int, ...]) -> Callable[[Sequence], tuple]:
+    if len(places) == 1:
+        (i,) = places
+        return lambda inputs: (inputs[i]._node,)
+    if len(places) == 2:
+        i, j = places
+        return lambda inputs: (inputs[i]._node, inputs[j]._node)
+    return lambda inputs: tuple(inputs[i]._node for i in places)
 
 
 class Op:
@@ -335,7 +362,7 @@ class Op:
         chosen = [rule for rule, _ in [*own, *rest, *generic]]
         residuals = twin.residuals if twin else ()
         names = list(dict.fromkeys(name for rule in chosen for name in rule.keeps))
-        kept_inputs = tuple(i for n in names if n in self.inputs for i in self._indices(n, count))
+        kept_inputs = tuple(sorted(i for n in names if n in self.inputs for i in self._indices(n, count)))
         kept_shapes = tuple(
             i for n in names if n not in self.inputs and n.endswith("_shape") and n[:-6] in self.inputs for i in self._indices(n[:-6], count)
         )
@@ -366,15 +393,19 @@ class Op:
         steps = [step(rule, indices, rule.function, True) for rule, indices in own]
         steps += [step(rule, indices, functools.partial(rule.function, backend.xp), False) for rule, indices in rest]
         return Plan(
-            wanted,
-            kept_inputs,
-            kept_shapes,
-            keeps_output,
-            kept_residuals,
-            bool(kept_shapes or keeps_output or kept_residuals),
-            tuple(steps),
-            tuple(step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic),
-            tuple(self.input_name(i) for i in wanted if i not in found),
+            op=self,
+            wanted=wanted,
+            kept_inputs=kept_inputs,
+            kept_shapes=kept_shapes,
+            keeps_output=keeps_output,
+            kept_residuals=kept_residuals,
+            steps=tuple(steps),
+            generic=tuple(step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic),
+            missing=tuple(self.input_name(i) for i in wanted if i not in found),
+            sources=_node_chooser(wanted),
+            keep=_chooser(kept_inputs, count),
+            keeps_others=bool(kept_shapes or keeps_output or kept_residuals),
+            output_place=places.get("y", -1),
         )
 
     def _indices(self, name: str, count: int) -> range:

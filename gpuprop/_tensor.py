@@ -37,26 +37,29 @@ def get_default_dtype() -> np.dtype:
 class Leaf:
     """Where gradients of a leaf end: its `.grad`, its hooks, and for a parameter the memory that its gradient lives in."""
 
-    __slots__ = ("number", "grad", "hooks", "home", "name", "__weakref__")
+    __slots__ = ("number", "shape", "dtype", "grad", "hooks", "home", "__weakref__")
 
-    def __init__(self) -> None:
+    name = "leaf"
+    edges = ()
+
+    def __init__(self, data: Any) -> None:
         self.number = next(number)
+        self.shape, self.dtype = data.shape, data.dtype
         self.grad: Tensor | None = None
         self.hooks: list[Callable] | None = None
         self.home: Callable[[], Any] | None = None  # returns the array that the gradient is written to
-        self.name = "leaf"
 
-    def place(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def place(self) -> Any:
         """The array to write the next contribution to, or None where a new one is to be made."""
         if self.grad is not None:
             if self.grad._node is not None:
                 return None
-            array = self.grad.data
+            array = self.grad._data
         elif self.home is not None:
             array = self.home()
         else:
             return None
-        return array if array.shape == shape and array.dtype == dtype else None
+        return array if array.shape == self.shape and array.dtype == self.dtype else None
 
     def written(self, array: Any) -> None:
         """Says that the array that `place` returned now holds the gradient."""
@@ -74,7 +77,7 @@ class Leaf:
         if isinstance(gradient, Tensor):  # create_graph: the sum is part of the tape
             self.grad = gradient if self.grad is None else self.grad + gradient
             return
-        place = self.place(gradient.shape, gradient.dtype)
+        place = self.place()
         if place is None and self.grad is not None:
             self.grad = self.grad + Tensor(gradient)
         elif place is None:
@@ -95,14 +98,17 @@ class Tensor:
     of a name differ, NumPy's holds: `size` is a number, `transpose` permutes all axes, `max(axis)` returns values.
     """
 
+    _data: Any
+    _node: Any = None  # None: no gradient is wanted; else a Leaf, or what computed it
     _leaf: Leaf | None = None
     _version: list[int] | None = None
     __array_ufunc__ = None  # `ndarray * tensor` asks the tensor
     __array_priority__ = 1000.0
 
     def __init__(self, data: Any, node: Any = None):
-        self.data = data
-        self._node = node  # None: no gradient is wanted; a Leaf, or what computed it
+        self._data = data
+        if node is not None:
+            self._node = node
 
     def version(self) -> list[int]:
         """The cell that dates the last change in place of this memory; views share it."""
@@ -110,36 +116,53 @@ class Tensor:
             self._version = [0]
         return self._version
 
+    @property
+    def data(self) -> Any:
+        """The NumPy or CuPy array itself. Writes to it are not seen by the tape; assigning another array is."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Any) -> None:
+        array = array._data if isinstance(array, Tensor) else array
+        if not is_array(array):
+            raise DtypeError(f"data: expected a NumPy or CuPy array, got {type(array).__name__}; use gp.tensor to make a tensor")
+        if not self.is_leaf:
+            raise MutationError(f"data: expected a leaf, got a result of {self._node.name}; use .detach()")
+        self._data = array
+        if self._leaf is not None:
+            self._leaf.shape, self._leaf.dtype = array.shape, array.dtype
+        self.version()[0] = next(number)  # what was kept of it is stale
+
     # --- what it is ---------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        return self._data.shape
 
     @property
     def dtype(self) -> Any:
-        return self.data.dtype
+        return self._data.dtype
 
     @property
     def ndim(self) -> int:
-        return self.data.ndim
+        return self._data.ndim
 
     @property
     def size(self) -> int:
         """The number of elements, as in NumPy."""
-        return self.data.size
+        return self._data.size
 
     @property
     def itemsize(self) -> int:
-        return self.data.dtype.itemsize
+        return self._data.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        return self._data.nbytes
 
     @property
     def device(self) -> Device:
-        return device_of(self.data)
+        return device_of(self._data)
 
     @property
     def is_cuda(self) -> bool:
@@ -156,18 +179,18 @@ class Tensor:
         return None if self.is_leaf else self._node
 
     def dim(self) -> int:
-        return self.data.ndim
+        return self._data.ndim
 
     def numel(self) -> int:
-        return self.data.size
+        return self._data.size
 
     def __len__(self) -> int:
-        if not self.data.ndim:
+        if not self._data.ndim:
             raise DtypeError("len: expected at least one axis, got a 0-d tensor")
-        return self.data.shape[0]
+        return self._data.shape[0]
 
     def __iter__(self):
-        if not self.data.ndim:
+        if not self._data.ndim:
             raise DtypeError("iteration: expected at least one axis, got a 0-d tensor")
         return (self[i] for i in range(len(self)))
 
@@ -202,10 +225,10 @@ class Tensor:
         elif self._node is None:
             from .tape import is_floating
 
-            if not is_floating(self.data.dtype):
-                raise DtypeError(f"requires_grad: expected a floating dtype, got {self.data.dtype}; use .float()")
+            if not is_floating(self._data.dtype):
+                raise DtypeError(f"requires_grad: expected a floating dtype, got {self._data.dtype}; use .float()")
             if self._leaf is None:
-                self._leaf = Leaf()
+                self._leaf = Leaf(self._data)
             self._node = self._leaf
         return self
 
@@ -224,7 +247,7 @@ class Tensor:
         if self._leaf is None:
             if value is None:
                 return
-            self._leaf = Leaf()
+            self._leaf = Leaf(self._data)
         self._leaf.grad = value
 
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
@@ -239,7 +262,7 @@ class Tensor:
         if self._node is None:
             raise GraphError("backward: expected a result that depends on a tensor with requires_grad=True, got one that does not")
         if gradient is None:
-            if self.data.size != 1:
+            if self._data.size != 1:
                 raise ShapeError(
                     f"backward: expected one element, got shape {self.shape}; reduce it (.sum(), .mean()) or pass gradient="
                 )
@@ -271,19 +294,19 @@ class Tensor:
         """Makes `.grad` hold the gradient of this result too, after a walk."""
         if self._node is None or self.is_leaf:
             return
-        leaf = self._leaf = self._leaf or Leaf()
+        leaf = self._leaf = self._leaf or Leaf(self._data)
         self.register_hook(lambda g: leaf.accumulate(g.data, owned=False))
 
     def detach(self) -> Tensor:
         """The same memory without the tape."""
-        result = Tensor(self.data)
+        result = Tensor(self._data)
         result._version = self.version()
         return result
 
     # --- values on the host -------------------------------------------------------------------------------------
 
     def _peek(self) -> np.ndarray:
-        return BACKENDS[type(self.data)].to_host(self.data)
+        return BACKENDS[type(self._data)].to_host(self._data)
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: the same memory on a CPU, a copy from a GPU."""
@@ -291,7 +314,7 @@ class Tensor:
 
     def item(self) -> Any:
         """The value of a single element as a Python number."""
-        if self.data.size != 1:
+        if self._data.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
         return self._peek().item()
 
@@ -299,7 +322,7 @@ class Tensor:
         return self._peek().tolist()
 
     def __bool__(self) -> bool:
-        if self.data.size != 1:
+        if self._data.size != 1:
             raise ShapeError(f"bool: expected one element, got shape {self.shape}; use .any() or .all()")
         return bool(self.item())
 
@@ -310,12 +333,12 @@ class Tensor:
         return int(self.item())
 
     def __index__(self) -> int:
-        if self.data.dtype.kind not in "iu" or self.data.ndim:
+        if self._data.dtype.kind not in "iu" or self._data.ndim:
             raise DtypeError(f"index: expected a 0-d integer tensor, got {self.dtype} {self.shape}")
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and self.data.size == 1 else format(str(self), spec)
+        return format(self.item(), spec) if spec and self._data.size == 1 else format(str(self), spec)
 
     def __contains__(self, value: Any) -> bool:
         return bool((self == value).any())
@@ -336,17 +359,17 @@ class Tensor:
 
     def __dlpack__(self, **options: Any) -> Any:
         self._forbid_hidden_exit("__dlpack__")
-        return self.data.__dlpack__(**options)
+        return self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
-        return self.data.__dlpack_device__()
+        return self._data.__dlpack_device__()
 
     @property
     def __cuda_array_interface__(self) -> Any:
-        if not hasattr(type(self.data), "__cuda_array_interface__"):
+        if not hasattr(type(self._data), "__cuda_array_interface__"):
             raise AttributeError("__cuda_array_interface__: this tensor is not on a GPU")
         self._forbid_hidden_exit("__cuda_array_interface__")
-        return self.data.__cuda_array_interface__
+        return self._data.__cuda_array_interface__
 
     # --- copies -------------------------------------------------------------------------------------------------
 
@@ -365,7 +388,7 @@ class Tensor:
         result = self
         if device is not None and self.device != (device := require(device)):
             if self._node is None:
-                result = Tensor(copy_to(self.data, device))
+                result = Tensor(copy_to(self._data, device))
             else:
                 from .ops.shape import to_device
 
@@ -400,14 +423,14 @@ class Tensor:
 
     def contiguous(self) -> Tensor:
         """Itself where its memory is in C order, else a copy that is. Differentiable."""
-        return self if self.data.flags.c_contiguous else self.clone()
+        return self if self._data.flags.c_contiguous else self.clone()
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         if not self.is_leaf:
             raise GraphError(f"deepcopy: expected a leaf, got a result of {self._node.name}; use .detach() or .clone()")
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied._restore(self.data.copy(), self.requires_grad)
+        copied._restore(self._data.copy(), self.requires_grad)
         if self.grad is not None:
             copied.grad = Tensor(self.grad.data.copy())
         return copied
@@ -447,22 +470,22 @@ class Tensor:
     def _raw(self, value: Any) -> Any:
         """Another operand as something this tensor's array can take."""
         if isinstance(value, Tensor):
-            if type(value.data) is not type(self.data):
+            if type(value._data) is not type(self._data):
                 from .errors import DeviceError
 
                 raise DeviceError(f"in place: expected arrays on {self.device}, got {value.device}; move it with .to(device)")
-            return value.data
+            return value._data
         if isinstance(value, np.generic):
             return value.item()
-        if isinstance(value, (list, np.ndarray)) and type(self.data) is not np.ndarray:
-            return BACKENDS[type(self.data)].asarray(np.asarray(value), self.device)
+        if isinstance(value, (list, np.ndarray)) and type(self._data) is not np.ndarray:
+            return BACKENDS[type(self._data)].asarray(np.asarray(value), self.device)
         return value
 
     def _in_place(self, function: str, other: Any) -> Tensor:
         self._check_mutable(f"{function} in place", other)
-        xp = BACKENDS[type(self.data)].xp
+        xp = BACKENDS[type(self._data)].xp
         try:
-            getattr(xp, function)(self.data, self._raw(other), out=self.data)
+            getattr(xp, function)(self._data, self._raw(other), out=self._data)
         except (TypeError, ValueError) as error:
             kind = DtypeError if isinstance(error, TypeError) else ShapeError
             raise kind(f"{function} in place: {error}; got {self.dtype} {self.shape}") from error
@@ -501,9 +524,9 @@ class Tensor:
     def fill_(self, value: Any) -> Tensor:
         self._check_mutable("fill_", value)
         if isinstance(value, Tensor):
-            self.data[...] = self._raw(value)
+            self._data[...] = self._raw(value)
         else:
-            self.data.fill(value)
+            self._data.fill(value)
         return self._changed()
 
     def copy_(self, other: Any) -> Tensor:
@@ -511,7 +534,7 @@ class Tensor:
         self._check_mutable("copy_", other)
         source = other if isinstance(other, Tensor) else asarray(other, device=self.device)
         try:
-            self.data[...] = copy_to(source.data, self.device)
+            self._data[...] = copy_to(source.data, self.device)
         except ValueError as error:
             raise ShapeError(f"copy_: expected shape {self.shape}, got {source.shape}") from error
         return self._changed()
@@ -521,7 +544,7 @@ class Tensor:
         parts = index if isinstance(index, tuple) else (index,)
         parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
         try:
-            self.data[parts if isinstance(index, tuple) else parts[0]] = self._raw(value)
+            self._data[parts if isinstance(index, tuple) else parts[0]] = self._raw(value)
         except IndexError as error:
             from .errors import BoundsError
 
@@ -584,6 +607,9 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
     """An array on a device from a Tensor, an array, a number or nested lists, by the border's rules for dtypes."""
     if isinstance(data, Tensor):
         data = data.data
+    if type(data) is np.ndarray and device is None and default_device().type == "cpu" and data.dtype.kind in "fiub":
+        array = data if dtype is None or data.dtype == dtype else data.astype(dtype)
+        return array.copy() if copy and array is data else array
     place = require(device) if device is not None else None
     if is_array(data):
         array = data

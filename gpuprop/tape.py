@@ -12,7 +12,7 @@ import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heappushpop
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,33 +39,41 @@ class Tape(threading.local):
 
     enabled = True
     dry = False  # records keep nothing: `checkpoint` only asks which results depend on what
-    anomaly = False
+    anomaly = False  # records keep the stack, and walks check every gradient
+    mode = 1  # the three in one number, for the hot path: 0 off, 1 on, 2 on with one of the others
 
 
 tape = Tape()
 
 
-class _Mode(contextlib.ContextDecorator):
+class Mode(contextlib.ContextDecorator):
+    """Sets the thread's tape for a while: `with Mode(enabled=False): ...`."""
+
     def __init__(self, **settings: bool):
         self.settings = settings
         self.before: list[dict[str, bool]] = []
 
     def __enter__(self) -> None:
         self.before.append({name: getattr(tape, name) for name in self.settings})
-        tape.__dict__.update(self.settings)
+        self._set(self.settings)
 
     def __exit__(self, *_: object) -> None:
-        tape.__dict__.update(self.before.pop())
+        self._set(self.before.pop())
+
+    @staticmethod
+    def _set(settings: dict[str, bool]) -> None:
+        tape.__dict__.update(settings)
+        tape.mode = tape.enabled * (1 + (tape.dry or tape.anomaly))
 
 
 def no_grad() -> contextlib.ContextDecorator:
     """Nothing is recorded in this context, in this thread. Also a decorator: `@gp.no_grad()`."""
-    return _Mode(enabled=False)
+    return Mode(enabled=False)
 
 
 def enable_grad() -> contextlib.ContextDecorator:
     """Calls are recorded in this context, also inside `no_grad()`."""
-    return _Mode(enabled=True)
+    return Mode(enabled=True)
 
 
 def is_grad_enabled() -> bool:
@@ -78,37 +86,39 @@ def detect_anomaly() -> contextlib.ContextDecorator:
 
     For finding a mistake: it keeps a stack per record and reads every gradient.
     """
-    return _Mode(anomaly=True)
+    return Mode(anomaly=True)
 
 
 class Record:
     """One call on the tape: the op, its options, what its gradient rules named, and where gradients go."""
 
+    number: int
+    shape: Any  # of the result, and so of its cotangent; a tuple of shapes where there are several
+    dtype: Any
+    plan: Plan
+    options: dict[str, Any]
+    edges: tuple  # the nodes of the inputs that need gradients
+    kept: Sequence | None  # in the plan's order: inputs (as Tensors), shapes, the output, residuals; None once freed
     hooks: list[Callable] | None = None
-    outputs: list | None = None  # (shape, dtype) of each output, where there are several
-    stack: Any = None
+    stack: Any = None  # who called, under `detect_anomaly`
 
-    def __init__(self, op: Op, options: dict[str, Any], plan: Plan, edges: Sequence, kept: Sequence | None, cells: Sequence):
-        self.number = next(number)
-        self.op = op
-        self.options = options
-        self.plan = plan
-        self.edges = edges  # (node, shape, dtype) of each input that needs a gradient
-        self.kept = kept  # inputs, shapes, output and residuals, in the plan's order; None once freed
-        self.cells = cells  # versions of the kept arrays
+    @property
+    def op(self) -> Op:
+        return self.plan.op
 
     @property
     def name(self) -> str:
-        return self.op.name
+        return self.plan.op.name
 
 
 class Output:
     """One result of an op that has several: hands its cotangent to the record."""
 
-    __slots__ = ("number", "record", "index", "hooks", "__weakref__")
+    __slots__ = ("number", "shape", "dtype", "record", "index", "hooks", "__weakref__")
 
     def __init__(self, record: Record, index: int):
         self.number = next(number)
+        self.shape, self.dtype = record.shape[index], record.dtype[index]
         self.record = record
         self.index = index
         self.hooks: list[Callable] | None = None
@@ -117,13 +127,17 @@ class Output:
         """Puts the cotangent in its place of the record's tuple."""
         record = self.record
         if record not in walk.pending:
-            walk.deliver(record, [None] * len(record.outputs or ()))
+            walk.deliver(record, [None] * len(record.shape))
         if record in walk.pending:
             walk.pending[record][self.index] = dy
 
     @property
+    def edges(self) -> tuple:
+        return (self.record,)
+
+    @property
     def name(self) -> str:
-        return f"{self.record.op.name}[{self.index}]"
+        return f"{self.record.name}[{self.index}]"
 
 
 class _One:
@@ -134,6 +148,7 @@ class _One:
 
 
 ONE = _One()
+new = object.__new__  # a call of the class would run `__init__` as one more Python function: 60 ns each for Tensor and Record
 _WEAK = frozenset({float, int, bool, type(None)})  # take their dtype from the arrays beside them
 
 
@@ -150,7 +165,7 @@ def call(op: Op, inputs: Sequence, options: dict[str, Any]) -> Any:
     mask, bit, kind = 0, 1, None
     for value in inputs:
         if isinstance(value, Tensor):
-            array = value.data
+            array = value._data
             if type(array) is not kind:
                 if kind is not None:
                     raise _mixed(op, inputs)
@@ -165,7 +180,8 @@ def call(op: Op, inputs: Sequence, options: dict[str, Any]) -> Any:
         bit += bit
     if kind is None:
         return _call_with_other_kinds(op, inputs, options)
-    if mask and not tape.enabled:
+    mode = tape.mode if mask else 0
+    if not mode:
         mask = 0
 
     bound = op.bound.get(kind)
@@ -187,64 +203,66 @@ def call(op: Op, inputs: Sequence, options: dict[str, Any]) -> Any:
 
     if type(y) is not kind:
         if isinstance(y, tuple):
-            return _wrap_several(op, inputs, arrays, options, kind, mask, plans, y)
-        y = BACKENDS[kind].xp.asarray(y)  # ufuncs make 0-d arrays scalars
-    result = Tensor(y)
+            return _wrap_several(op, inputs, arrays, options, mask and plans[mask | bit], y)
+        if isinstance(y, (np.generic, float, int)):
+            y = BACKENDS[kind].xp.asarray(y)  # ufuncs make 0-d arrays scalars
+    result = new(Tensor)
+    result._data = y
     if op.view and (y.base is not None or y is arrays[0]) and isinstance(inputs[0], Tensor):
         result._version = inputs[0].version()
-    if mask and _FLOATING[y.dtype]:
-        result._node = _record(op, inputs, arrays, options, plans[mask | bit], y, (result,), residuals)
+    if mask:
+        dtype = y.dtype
+        if _FLOATING[dtype]:
+            plan = plans[mask | bit]
+            kept = plan.keep(inputs)
+            if plan.keeps_others:
+                kept = [*kept, *_others(plan, arrays, result.detach() if plan.keeps_output else None, residuals)]
+            record = result._node = new(Record)
+            record.number = next(number)
+            record.shape = y.shape
+            record.dtype = dtype
+            record.plan = plan
+            record.options = options
+            record.edges = plan.sources(inputs)
+            record.kept = kept
+            if mode == 2:
+                _mark(record)
     return result
 
 
-def _record(
-    op: Op, inputs: Sequence, arrays: list, options: dict[str, Any], plan: Plan, y: Any, results: tuple, residuals: Sequence
-) -> Record:
-    wanted, kept_inputs, others = plan.wanted, plan.kept_inputs, plan.keeps_others
-    if len(wanted) == 1:
-        i = wanted[0]
-        array = arrays[i]
-        edges: Any = ((inputs[i]._node, array.shape, array.dtype),)
-    else:
-        edges = [(inputs[i]._node, arrays[i].shape, arrays[i].dtype) for i in wanted]
-    kept: Any = ()
-    cells: Any = ()
+def _others(plan: Plan, arrays: list, outputs: Any, residuals: Sequence) -> list:
+    """What a record keeps beside inputs."""
+    others = [getattr(arrays[i], "shape", ()) for i in plan.kept_shapes]
+    if plan.keeps_output:
+        others.append(outputs)
+    return others + [residuals[k] for k in plan.kept_residuals]
+
+
+def _mark(record: Record) -> None:
     if tape.dry:
-        kept = None
-    elif kept_inputs or others:
-        kept, cells = [], []
-        for i in kept_inputs:
-            kept.append(arrays[i])
-            value = inputs[i]
-            if isinstance(value, Tensor):
-                cells.append(value._version or value.version())
-        if others:
-            kept += [getattr(arrays[i], "shape", ()) for i in plan.kept_shapes]
-            if plan.keeps_output:
-                kept.append(y)
-                cells += [result.version() for result in results]
-            kept += [residuals[k] for k in plan.kept_residuals]
-    record = Record(op, options, plan, edges, kept, cells)
-    if tape.anomaly:
+        record.kept = None
+    elif tape.anomaly:
         record.stack = traceback.extract_stack()
-    return record
 
 
-def _wrap_several(
-    op: Op, inputs: Sequence, arrays: list, options: dict[str, Any], kind: type, mask: int, plans: dict[int, Plan], values: tuple
-) -> tuple:
-    xp = BACKENDS[kind].xp
-    values = tuple(v if type(v) is kind else xp.asarray(v) for v in values)
+def _wrap_several(op: Op, inputs: Sequence, arrays: list, options: dict[str, Any], plan: Any, values: tuple) -> tuple:
+    kind = next(type(a) for a in arrays if type(a) not in _WEAK)
+    values = tuple(BACKENDS[kind].xp.asarray(v) if isinstance(v, (np.generic, float, int)) else v for v in values)
     results = tuple(Tensor(v) for v in values)
     if op.view and isinstance(inputs[0], Tensor):
         for result in results:
-            if result.data.base is not None:
+            if result._data.base is not None:
                 result._version = inputs[0].version()
-    if mask and any(_FLOATING[v.dtype] for v in values):
-        record = _record(op, inputs, arrays, options, plans[mask | 1 << len(arrays)], values, results, ())
-        record.outputs = [(v.shape, v.dtype) for v in values]
+    if plan and any(_FLOATING[v.dtype] for v in values):
+        kept = [*plan.keep(inputs), *_others(plan, arrays, tuple(r.detach() for r in results), ())]
+        shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
+        record = new(Record)
+        record.number, record.shape, record.dtype = next(number), shapes, dtypes
+        record.plan, record.options, record.edges, record.kept = plan, options, plan.sources(inputs), kept
+        if tape.mode == 2:
+            _mark(record)
         for index, result in enumerate(results):
-            if _FLOATING[result.data.dtype]:
+            if _FLOATING[dtypes[index]]:
                 result._node = Output(record, index)
     return results
 
@@ -267,7 +285,7 @@ def _call_with_other_kinds(op: Op, inputs: Sequence, options: dict[str, Any]) ->
             values.append(_known_array(op, value))
     if all(type(v) in _WEAK for v in values):
         values = [v if v is None else np.asarray(v) for v in values]
-    arrays = [v.data if isinstance(v, Tensor) else v for v in values]
+    arrays = [v._data if isinstance(v, Tensor) else v for v in values]
     kinds = {type(a) for a in arrays if type(a) not in _WEAK}
     if len(kinds) > 1:
         raise _mixed(op, values)
@@ -358,7 +376,10 @@ def walk(
     them is computed, and no `.grad` changes. None: every leaf's `.grad` is written.
     create_graph: gradients are computed by generic rules on Tensors, and recorded.
     """
-    with _Mode(enabled=True) if create_graph else contextlib.nullcontext(), _place_of(roots, create_graph):
+    if not create_graph and (not roots or type(roots[0][0]._data) is np.ndarray):
+        return _Walk(roots, wanted, retain_graph, False).run()
+    # Rules make new arrays on the current device, and on Tensors they are recorded.
+    with Mode(enabled=create_graph or tape.enabled), device_scope(roots[0][0].device):
         return _Walk(roots, wanted, retain_graph, create_graph).run()
 
 
@@ -403,22 +424,28 @@ class _Walk:
     def ones(self, node: Any) -> Any:
         """The seed of a root as an array."""
         tensor = next(t for t, cotangent in self.roots if t._node is node and cotangent is ONE)
-        with device_scope(tensor.device):
-            seed = BACKENDS[type(tensor.data)].xp.ones(tensor.data.shape, tensor.data.dtype)
+        seed = BACKENDS[type(tensor._data)].xp.ones(tensor._data.shape, tensor._data.dtype)
         return Tensor(seed) if self.create_graph else seed
 
     def run(self) -> dict[Any, Any]:
+        """Takes the waiting node of the largest number until none waits. Written for few steps per record, as `call` is."""
         waiting, pending, ours, goals, useful = self.waiting, self.pending, self.ours, self.goals, self.useful
-        create_graph, deliver = self.create_graph, self.deliver
-        anomaly = tape.anomaly
-        while waiting:
-            node = heappop(waiting)[1]
+        create_graph, retain_graph = self.create_graph, self.retain_graph
+        front = None  # a node that waits outside the heap: in a chain there is never another
+        while waiting or front is not None:
+            if front is None:
+                node = heappop(waiting)[1]
+            elif waiting and -waiting[0][0] > front.number:
+                node = heappushpop(waiting, (-front.number, front))[1]
+            else:
+                node = front
+            front = None
             dy = pending.pop(node)
             mine = False
             if ours and node in ours:
                 ours.discard(node)
                 mine = True
-            if type(node) is not Record or node.hooks or goals:
+            if type(node) is not Record or goals or node.hooks:
                 dy = self.ones(node) if dy is ONE else dy
                 if node.hooks:
                     dy, mine = _hooked(node, dy, create_graph), False
@@ -429,71 +456,95 @@ class _Walk:
                     node.receive(self, dy, mine)
                     continue
 
-            kept, plan, edges, options = node.kept, node.plan, node.edges, node.options
-            if kept is None or plan.missing:
-                raise _unwalkable(node)
-            for cell in node.cells:
-                if cell[0] > node.number:
-                    raise _stale(node)
-            if node.outputs is not None:
+            plan, edges, number = node.plan, node.edges, node.number
+            if plan.missing:
+                raise _undefined(node)
+            if node.kept is None:
+                raise _freed(node)
+            kept = []
+            for value in node.kept:
+                if isinstance(value, Tensor):
+                    if value._version is not None and value._version[0] > number:
+                        raise _stale(node)
+                    kept.append(value if create_graph else value._data)
+                else:
+                    kept.append(value)
+            if type(dy) is list:
                 dy = _filled(node, dy, create_graph)
             if create_graph:
-                kept, steps = _taped(node), plan.generic
+                steps = plan.generic
+                if plan.keeps_output:
+                    kept[plan.output_place] = _taped_output(node)
             else:
                 steps = plan.steps
-            for step in steps:
-                function, targets, places, names, native = step
-                if useful is not None and not any(e >= 0 and edges[e][0] in useful for e in targets):
+            for function, targets, places, names, native in steps:
+                if useful is not None and not any(e >= 0 and edges[e] in useful for e in targets):
                     continue
+                if dy is ONE and not (native and native.takes_unit_seed):
+                    dy = self.ones(node)
                 arguments = kept if places is None else [kept[i] for i in places]
-                if names or native is not None:
-                    chosen = {name: options[name] for name in names}
-                    if native is not None:
-                        if dy is ONE and not native.takes_unit_seed:
-                            dy = self.ones(node)
-                        if native.accumulates and useful is None and len(targets) == 1:
-                            leaf, shape, dtype = edges[targets[0]]
-                            if type(leaf) is Leaf and not leaf.hooks and (place := leaf.place(shape, dtype)) is not None:
-                                function(dy, *arguments, out=place, accumulate=leaf.grad is not None, **chosen)
-                                leaf.written(place)
-                                continue
-                        if native.overwrites_dy and mine and step is steps[-1]:
-                            chosen["out"] = dy  # nobody else refers to it, and no later step reads it
-                    elif dy is ONE:
-                        dy = self.ones(node)
-                    gradients = function(dy, *arguments, **chosen)
-                else:
-                    if dy is ONE:
-                        dy = self.ones(node)
-                    gradients = function(dy, *arguments)
-                for e, gradient in ((targets[0], gradients),) if len(targets) == 1 else zip(targets, gradients):
-                    if e < 0:
+                if names or native:
+                    options = {name: node.options[name] for name in names}
+                    if native and self.write_in_place(function, dy, arguments, options, native, edges, targets):
                         continue
-                    target, shape, dtype = edges[e]
-                    if gradient.shape != shape:
-                        gradient = unbroadcast(gradient, shape)
-                    if gradient.dtype != dtype:
-                        gradient = gradient.astype(dtype)
-                    if anomaly:
+                    if native and native.overwrites_dy and mine and function is steps[-1].function:
+                        options["out"] = dy  # nobody else refers to it, and no later step reads it
+                    gradients = function(dy, *arguments, **options)
+                else:
+                    gradients = function(dy, *arguments)
+                for e in targets:
+                    if len(targets) == 1:
+                        gradient = gradients
+                    else:
+                        gradient, *gradients = gradients
+                        if e < 0:
+                            continue
+                    target = edges[e]
+                    if gradient.shape != target.shape:
+                        gradient = unbroadcast(gradient, target.shape)
+                    if gradient.dtype is not target.dtype and gradient.dtype != target.dtype:
+                        gradient = gradient.astype(target.dtype)
+                    if node.stack is not None:
                         _check_finite(node, e, gradient)
-                    if target in pending or useful is not None or native is not None:
-                        deliver(target, gradient, native is not None)
+                    if native or useful is not None or target in pending:
+                        self.deliver(target, gradient, native is not None)
                     else:  # the common case of `deliver`, without the call
                         pending[target] = gradient
-                        heappush(waiting, (-target.number, target))
-            if not self.retain_graph:
-                node.kept, node.edges, node.cells = None, (), ()
+                        if front is None:
+                            front = target
+                        else:
+                            heappush(waiting, (-target.number, target))
+            if not retain_graph:
+                node.kept, node.edges = None, ()
             # Frees what only this record kept, and its cotangent, before the next step allocates.
-            kept = arguments = dy = gradients = gradient = None  # type: ignore[assignment]
+            value = kept = arguments = dy = gradients = gradient = None  # type: ignore[assignment]
         return self.found
 
+    def write_in_place(
+        self, function: Callable, dy: Any, arguments: Any, options: dict, native: Any, edges: tuple, targets: tuple[int, ...]
+    ) -> bool:
+        """Lets an implementation write a leaf's gradient where it lives, if it can and nobody wants to see it before."""
+        if not native.accumulates or self.useful is not None or len(targets) != 1:
+            return False
+        leaf = edges[targets[0]]
+        if type(leaf) is not Leaf or leaf.hooks or tape.anomaly or leaf in self.pending:
+            return False
+        place = leaf.place()
+        if place is None:
+            return False
+        function(dy, *arguments, out=place, accumulate=leaf.grad is not None, **options)
+        leaf.written(place)
+        return True
 
-def _unwalkable(record: Record) -> Error:
-    if record.kept is None:
-        return GraphError(
-            f"{record.name}: expected what was kept for the backward walk, got a record that a walk has freed; "
-            "say retain_graph=True in the first walk to walk it again"
-        )
+
+def _freed(record: Record) -> Error:
+    return GraphError(
+        f"{record.name}: expected what was kept for the backward walk, got a record that a walk has freed; "
+        "say retain_graph=True in the first walk to walk it again"
+    )
+
+
+def _undefined(record: Record) -> Error:
     return UndefinedGradientError(
         f"{record.name}: expected a gradient rule for {record.plan.missing[0]!r}, got none; "
         "detach() that input, or declare the rule with @op.grad"
@@ -505,11 +556,6 @@ def _stale(record: Record) -> Error:
         f"{record.name}: expected the values of the forward pass, got an array that was changed in place since; "
         "change a copy (.clone()), or change it after backward"
     )
-
-
-def _place_of(roots: Sequence, create_graph: bool) -> contextlib.AbstractContextManager:
-    """Rules that run on Tensors make new arrays on the default device: it has to be the one that the gradients are on."""
-    return device_scope(roots[0][0].device) if create_graph and roots else contextlib.nullcontext()
 
 
 def unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
@@ -531,18 +577,12 @@ def leading_to(goals: frozenset, starts: list) -> set:
         seen.add(node)
         order.append(node)
         if node not in goals:
-            stack.extend(_sources(node))
+            stack.extend(node.edges)
     useful = set()
     for node in sorted(order, key=lambda n: n.number):
-        if node in goals or getattr(node, "opaque", False) or any(s in useful for s in _sources(node)):
+        if node in goals or getattr(node, "opaque", False) or any(source in useful for source in node.edges):
             useful.add(node)
     return useful
-
-
-def _sources(node: Any) -> list:
-    if type(node) is Output:
-        return [node.record]
-    return [edge[0] for edge in getattr(node, "edges", ())]
 
 
 def _hooked(node: Any, gradient: Any, taped: bool) -> Any:
@@ -564,31 +604,23 @@ def _filled(record: Record, cotangents: list, taped: bool) -> tuple:
     array = some.data if isinstance(some, Tensor) else some
     xp = BACKENDS[type(array)].xp
     filled = []
-    for cotangent, (shape, dtype) in zip(cotangents, record.outputs or ()):
+    for cotangent, shape, dtype in zip(cotangents, record.shape, record.dtype):
         if cotangent is None:
-            with device_scope(device_of(array)):
-                zeros = xp.zeros(shape, dtype)
+            zeros = xp.zeros(shape, dtype)
             cotangent = Tensor(zeros) if taped else zeros
         filled.append(cotangent)
     return tuple(filled)
 
 
-def _taped(record: Record) -> list:
-    """What a record kept, as Tensors that continue the tape: a gradient computed from them can be differentiated again."""
-    plan, kept = record.plan, list(record.kept or ())
-    node_of = {i: edge[0] for i, edge in zip(plan.wanted, record.edges)}
-    for place, i in enumerate(plan.kept_inputs):
-        if type(kept[place]) not in _WEAK:
-            kept[place] = Tensor(kept[place], node_of.get(i))
-    if plan.keeps_output:
-        place = len(plan.kept_inputs) + len(plan.kept_shapes)
-        if record.outputs is None:
-            kept[place] = Tensor(kept[place], record)
-        else:
-            kept[place] = tuple(
-                Tensor(a, Output(record, k) if _FLOATING[a.dtype] else None) for k, a in enumerate(kept[place])
-            )
-    return kept
+def _taped_output(record: Record) -> Any:
+    """The kept output as a Tensor that continues the tape, so that a gradient computed from it can be differentiated again.
+
+    It is kept without its node: a record that referred to itself would be freed by the collector only.
+    """
+    kept = record.kept[record.plan.output_place]  # type: ignore[index]
+    if isinstance(kept, Tensor):
+        return Tensor(kept._data, record)
+    return tuple(Tensor(t._data, Output(record, k) if _FLOATING[t._data.dtype] else None) for k, t in enumerate(kept))
 
 
 def _check_finite(record: Record, edge: int, gradient: Any) -> None:

@@ -1,0 +1,135 @@
+"""Batches of tensors that stay on their device: a batch is one gather by an index array, never a loop over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .._tensor import Tensor, asarray
+from ..errors import ArgumentError, BoundsError, DeviceError, OptionError, ShapeError
+
+
+class TensorDataset:
+    """Tensors of equal length, seen as samples: `dataset[i]` is the tuple of their i-th rows.
+
+    tensors: Tensors, arrays or nested lists, all (N, ...) and on one device; they are shared, not copied.
+    Raises: ArgumentError without tensors, ShapeError where lengths differ, DeviceError where devices differ.
+    """
+
+    def __init__(self, *tensors: Any):
+        if not tensors:
+            raise ArgumentError("TensorDataset: expected at least one tensor, got none")
+        self.tensors = tuple(asarray(t) for t in tensors)
+        shapes = [t.shape for t in self.tensors]
+        if any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+            raise ShapeError(f"TensorDataset: expected tensors of one length, got shapes {', '.join(map(str, shapes))}")
+        devices = sorted({str(t.device) for t in self.tensors})
+        if len(devices) != 1:
+            raise DeviceError(f"TensorDataset: expected tensors on one device, got {' and '.join(devices)}; use .to(device)")
+
+    def __len__(self) -> int:
+        return self.tensors[0].shape[0]
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        return tuple(t[index] for t in self.tensors)
+
+    def __repr__(self) -> str:
+        return f"TensorDataset({', '.join(f'{t.dtype}{t.shape}' for t in self.tensors)})"
+
+    def take(self, indices: Any) -> TensorDataset:
+        """The samples at `indices` (an integer array on the same device) as a data set of their own; copies them."""
+        index = indices.data if isinstance(indices, Tensor) else indices
+        return TensorDataset(*(Tensor(t.data.take(index, axis=0)) for t in self.tensors))
+
+    def to(self, device: Any) -> TensorDataset:
+        """The data set on another device; itself where it is there already."""
+        if all(t.device == device for t in self.tensors):
+            return self
+        return TensorDataset(*(t.to(device=device) for t in self.tensors))
+
+
+def as_dataset(data: Any) -> TensorDataset:
+    """A TensorDataset as it is, or one made of a tuple of arrays, or of one array."""
+    if isinstance(data, TensorDataset):
+        return data
+    if isinstance(data, (tuple, list)):
+        return TensorDataset(*data)
+    if isinstance(data, Tensor) or hasattr(data, "shape"):
+        return TensorDataset(data)
+    raise ArgumentError(f"data: expected a TensorDataset or a tuple of tensors or arrays, got {type(data).__name__}")
+
+
+class DataLoader:
+    """Batches of a data set, as tuples of tensors on the data's device; every `for` over it is one epoch.
+
+    dataset: a TensorDataset, or a tuple of tensors or arrays.
+    batch_size: samples in a batch. shuffle: a new order in each epoch. drop_last: leave out a last batch that is smaller.
+    generator: draws the order; gpuprop's default generator of the data's device if None.
+    Raises: OptionError for a batch size below 1.
+    """
+
+    def __init__(
+        self, dataset: Any, batch_size: int = 1, shuffle: bool = False, drop_last: bool = False, generator: Any = None
+    ):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise OptionError(f"DataLoader: expected a batch_size of at least 1, got {batch_size!r}")
+        self.dataset = as_dataset(dataset)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.generator = generator
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        if self.drop_last:
+            return len(self.dataset) // self.batch_size
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        arrays = [t.data for t in self.dataset.tensors]
+        order = self._order() if self.shuffle else None
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            if order is None:  # copied, because a change of the batch must not reach the data set
+                yield tuple(Tensor(a[rows].copy()) for a in arrays)
+            else:
+                index = order[rows]
+                yield tuple(Tensor(a.take(index, axis=0)) for a in arrays)
+
+    def _order(self) -> Any:
+        """A permutation of the samples, drawn on the data's device."""
+        from ..ops.random import randperm
+
+        device = self.dataset.tensors[0].device
+        return randperm(len(self.dataset), generator=self.generator, device=device).data
+
+
+def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) -> tuple[TensorDataset, ...]:
+    """Parts of a data set in random order, without overlap.
+
+    lengths: numbers of samples that add up to len(dataset), or fractions that add up to 1 (what rounding leaves over
+    goes to the first parts, one sample each).
+    Raises: ShapeError where they do not add up.
+    """
+    from ..ops.random import randperm
+
+    dataset = as_dataset(dataset)
+    total = len(dataset)
+    if any(n < 0 for n in lengths):
+        raise BoundsError(f"random_split: expected lengths of at least 0, got {list(lengths)}")
+    if all(isinstance(n, int) for n in lengths):
+        counts = [int(n) for n in lengths]
+    elif abs(sum(lengths) - 1) < 1e-6:
+        counts = [int(total * fraction) for fraction in lengths]
+        for i in range(total - sum(counts)):
+            counts[i % len(counts)] += 1
+    else:
+        counts = []
+    if sum(counts) != total or not counts:
+        raise ShapeError(f"random_split: expected lengths that add up to {total}, or fractions that add up to 1, got {list(lengths)}")
+    order = randperm(total, generator=generator, device=dataset.tensors[0].device).data
+    parts, start = [], 0
+    for count in counts:
+        parts.append(dataset.take(order[start : start + count]))
+        start += count
+    return tuple(parts)
