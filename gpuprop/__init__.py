@@ -1,5 +1,31 @@
 """gpuprop: GPU-accelerated backpropagation on plain arrays."""
-from ._tensor import Tensor, tensor, asarray, zeros, ones
-from .tape import no_grad, enable_grad, detect_anomaly
+
+from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, uint8
+
+from . import errors, ops, testing
+from . import numpy as numpy
 from ._op import op
-from . import ops, numpy, testing
+from ._tensor import (
+    Tensor,
+    arange,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    get_default_dtype,
+    linspace,
+    ones,
+    ones_like,
+    set_default_dtype,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from .device import Device, default_device, device_report, is_available, set_default_device, synchronize
+from .errors import Error
+from .tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
+
+__version__ = "0.1.0"

@@ -5,6 +5,9 @@ A message reads `<op>: expected <what>, got <shapes, dtypes, devices>; <what to 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class Error(Exception):
     """Base of every error that gpuprop raises itself."""
@@ -56,3 +59,22 @@ class AnomalyError(Error, RuntimeError):
 
 class CheckpointError(Error, RuntimeError):
     """A file of saved state that cannot be read, or that does not fit what it is loaded into."""
+
+
+class DataError(Error, ValueError):
+    """A file, a table or a run folder that cannot be used as it is."""
+
+
+class DivergenceError(Error, ArithmeticError):
+    """A training whose loss is no longer finite."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest one that exists, or those that exist."""
+    known = list(known)
+    by_case = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), by_case, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {by_case[near[0]]!r}?"
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"there are: {shown}"

@@ -392,7 +392,9 @@ class _Walk:
         self.create_graph = create_graph
         self.waiting: list[tuple[int, Any]] = []  # a heap by falling number
         self.pending: dict[Any, Any] = {}  # node -> cotangent
-        self.ours: set[Any] = set()  # nodes whose pending cotangent is an array that only this walk refers to
+        # Nodes whose pending cotangent is an array that only this walk refers to. What an implementation returns is one, unless
+        # the graph is retained: it may be a residual, which the next walk needs again.
+        self.ours: set[Any] = set()
         self.found: dict[Any, Any] = {}
         self.goals = frozenset(wanted) if wanted is not None else None
         self.useful = leading_to(self.goals, [t._node for t, _ in roots]) if self.goals is not None else None
@@ -507,7 +509,7 @@ class _Walk:
                     if node.stack is not None:
                         _check_finite(node, e, gradient)
                     if native or useful is not None or target in pending:
-                        self.deliver(target, gradient, native is not None)
+                        self.deliver(target, gradient, native is not None and not retain_graph)
                     else:  # the common case of `deliver`, without the call
                         pending[target] = gradient
                         if front is None:
@@ -537,7 +539,7 @@ class _Walk:
         return True
 
 
-def _freed(record: Record) -> Error:
+def _freed(record: Any) -> Error:
     return GraphError(
         f"{record.name}: expected what was kept for the backward walk, got a record that a walk has freed; "
         "say retain_graph=True in the first walk to walk it again"
@@ -580,7 +582,7 @@ def leading_to(goals: frozenset, starts: list) -> set:
             stack.extend(node.edges)
     useful = set()
     for node in sorted(order, key=lambda n: n.number):
-        if node in goals or getattr(node, "opaque", False) or any(source in useful for source in node.edges):
+        if node in goals or type(node) is Recomputed or any(source in useful for source in node.edges):
             useful.add(node)
     return useful
 
@@ -636,3 +638,32 @@ def _check_finite(record: Record, edge: int, gradient: Any) -> None:
             f"{record.op.name}: the gradient with respect to {name!r} is not finite"
             + (f"; the op was called here:\n{where}" if where else "; run the forward pass under detect_anomaly() too, to see where")
         )
+
+
+# --- Recomputing instead of keeping ---------------------------------------------------------------------------------
+
+
+class Recomputed:
+    """A checkpointed call on the tape: when its cotangents are complete, the call is made again, and the walk goes on into it."""
+
+    __slots__ = ("number", "shape", "dtype", "edges", "again", "hooks", "name", "__weakref__")
+
+    def __init__(self, results: Sequence[Tensor], edges: tuple, again: Callable[[], list[Tensor]], name: str):
+        self.number = next(number)
+        self.shape, self.dtype = tuple(r.shape for r in results), tuple(r.dtype for r in results)
+        self.edges = edges
+        self.again: Callable[[], list[Tensor]] | None = again
+        self.hooks: list[Callable] | None = None
+        self.name = name
+
+    def receive(self, walk: _Walk, dys: list, owned: bool) -> None:
+        if self.again is None:
+            raise _freed(self)
+        results = self.again()
+        if not walk.retain_graph:
+            self.again = None
+        for result, dy in zip(results, dys):
+            if result._node is not None and dy is not None:
+                if walk.useful is not None and walk.goals is not None:
+                    walk.useful |= leading_to(walk.goals, [result._node])
+                walk.deliver(result._node, dy)
