@@ -1,3 +1,3 @@
 """The ops, one file per family. Importing this package fills the registry."""
 
-from . import arithmetic, linalg, reductions  # noqa: F401
+from . import arithmetic, comparisons, elementary, linalg, reductions  # noqa: F401

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.engine`. See README.md beside this file."""

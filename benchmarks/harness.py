@@ -1,0 +1,44 @@
+"""Timing side by side: the contestants take turns within one run, so that a machine whose speed drifts treats them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Timing:
+    """Seconds per call, one entry per round."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def spread(self) -> tuple[float, float]:
+        """The 10th and the 90th percentile."""
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        tenths = statistics.quantiles(self.seconds, n=10, method="inclusive")
+        return tenths[0], tenths[-1]
+
+
+def interleave(contestants: dict[str, Callable[[], object]], *, rounds: int, seconds: float) -> dict[str, Timing]:
+    """Times each contestant `rounds` times, in turns; a round calls it often enough to last about `seconds`."""
+    calls = {}
+    for name, run in contestants.items():
+        run()  # compiles, allocates, warms caches
+        start = time.perf_counter()
+        run()
+        calls[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
+    timings = {name: Timing() for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            timings[name].seconds.append((time.perf_counter() - start) / calls[name])
+    return timings
