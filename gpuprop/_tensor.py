@@ -392,7 +392,7 @@ class Tensor:
             else:
                 from .ops.shape import to_device
 
-                result = to_device(self, device=str(device))
+                result = to_device(self, device=str(device), origin=str(self.device))
         if dtype is not None and result.dtype != np.dtype(dtype):
             result = result.astype(dtype)
         return result
@@ -589,8 +589,8 @@ def install(op: Op, *, operator: str | None = None, method: str | None = None) -
                 return call(op, (other, self), options)
 
             setattr(Tensor, f"__{operator}__", forward)
-            if hasattr(python_operators, operator) and operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
-                setattr(Tensor, f"__r{operator.rstrip('_')}__", reverse)
+            if hasattr(python_operators, f"__{operator}__") and operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
+                setattr(Tensor, f"__r{operator}__", reverse)
     if method is not None:
 
         def bound(self, *args: Any, **options: Any):

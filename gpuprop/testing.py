@@ -162,8 +162,8 @@ def _outputs(f: Callable, arrays: list, real: list[int], requires_grad: bool) ->
 
 def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
     xs, ys = _outputs(f, arrays, real, True)
-    cotangents = [rng.standard_normal(y.shape) for y in ys]
-    roots = [(y, np.asarray(u, y.dtype)) for y, u in zip(ys, cotangents) if y.requires_grad]
+    cotangents = [np.asarray(rng.standard_normal(y.shape)) for y in ys]
+    roots = [(y, u) for y, u in zip(ys, cotangents) if y.requires_grad]
     found = walk(roots, wanted=[x._node for x in xs])
     for x, i in zip(xs, real):
         gradient = found.get(x._node)
@@ -173,7 +173,7 @@ def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
             moved = []
             for sign in (1, -1):
                 shifted = list(arrays)
-                shifted[i] = arrays[i] + sign * eps * v
+                shifted[i] = np.asarray(arrays[i] + sign * eps * v)  # of 0-d arrays, the sum is a scalar
                 moved.append([y.numpy() for y in _outputs(f, shifted, real, False)[1]])
             terms = [u * (a - b) / (2 * eps) for u, a, b in zip(cotangents, *moved)]
             numeric = sum(float(np.sum(t)) for t in terms)

@@ -165,8 +165,8 @@ def _powers(draw: Draw):
 def power(xp, a, b):
     """Power: y = a ** b. Shapes: a, b broadcast.
 
-    At a = 0 the gradient of a is the limit (inf for b < 1), and that of b is 0 for b >= 0. The gradient of b is NaN where
-    a < 0: there is no real power next to it.
+    At a = 0 the gradient of a is the limit (inf for b < 1), and that of b is 0 for b >= 0. For a < 0 the gradient of b
+    is NaN: there is no real power next to it.
     """
     return xp.power(a, b)
 

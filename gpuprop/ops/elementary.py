@@ -1,6 +1,6 @@
 """Elementary functions of one number, under their NumPy names.
 
-Shapes: x (...) -> y (...), of the same floating dtype; integers give float64, but stay integers where they can (`square`).
+Shapes: x (...) -> y (...), of the same floating dtype; integers give float64, or stay integers where they can (square).
 Where a derivative is undefined, the docstring says what is returned instead.
 """
 
