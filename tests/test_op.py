@@ -1,0 +1,174 @@
+"""Declaring ops: what the contract refuses, when it is declared and not when it is called."""
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+from gpuprop._op import REGISTRY
+from gpuprop.errors import ArgumentError, DeclarationError, DeviceError, DtypeError, ShapeError
+from gpuprop.testing import real_line, real_pairs
+
+
+@pytest.fixture(autouse=True)
+def forget_new_ops():
+    before = set(REGISTRY)
+    yield
+    for name in set(REGISTRY) - before:
+        del REGISTRY[name]
+
+
+def declare_scaled(**options):
+    @gp.op(samples=real_pairs, name="scaled", **options)
+    def scaled(xp, x, weight=None, *, factor=2.0, axis=None):
+        """y = factor * x * weight"""
+        return x * factor if weight is None else x * factor * weight
+
+    @scaled.grad("x")
+    def _(xp, dy, weight, *, factor):
+        return dy * factor if weight is None else dy * factor * weight
+
+    return scaled
+
+
+def test_an_op_is_called_by_users_in_rules_and_by_its_name():
+    scaled = declare_scaled()
+    x = gp.tensor([1.0, 2.0], requires_grad=True, device="cpu")
+    for y in (scaled(x), gp.numpy.scaled(x, None), scaled(gp.numpy, x), scaled(x, factor=2.0), scaled(x, None, 2.0)):
+        np.testing.assert_array_equal(y.numpy(), [2.0, 4.0])
+        y.sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), [2.0, 2.0])
+        x.grad = None
+    assert isinstance(scaled(np.ones(2)), np.ndarray)
+    np.testing.assert_array_equal(scaled(np, np.ones(2), np.full(2, 3.0)), [6.0, 6.0])
+    assert repr(scaled) == "<op scaled>" and "factor" in scaled.__doc__
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, match",
+    [
+        ((), {}, ArgumentError, "'x' is missing"),
+        ((1.0,), {"scale": 3}, ArgumentError, "unknown argument 'scale'"),
+        ((1.0, 2.0, 3.0, 4, 5), {}, ArgumentError, "at most"),
+        ((1.0,), {"x": 2.0}, ArgumentError, "twice"),
+        (("text",), {}, DtypeError, "str"),
+        ((np.array(["a"]),), {}, DtypeError, "numbers"),
+        ((np.ones(2), np.ones(3)), {}, ShapeError, r"scaled: .*broadcast.*float64 \(2,\), float64 \(3,\)"),
+    ],
+)
+def test_wrong_calls_name_the_op(arguments, options, error, match):
+    scaled = declare_scaled()
+    with pytest.raises(error, match=match) as raised:
+        scaled(*arguments, **options)
+    assert str(raised.value).startswith("scaled: ")
+
+
+def test_no_samples_no_op():
+    with pytest.raises(DeclarationError, match="no samples"):
+
+        @gp.op
+        def unsampled(xp, x):
+            return x
+
+
+def test_names_are_taken_once():
+    declare_scaled()
+    with pytest.raises(DeclarationError, match="exists already"):
+        declare_scaled()
+
+
+@pytest.mark.parametrize(
+    "rule, match",
+    [
+        (lambda x: x, "`xp`"),
+        (lambda xp: xp, "at least one array"),
+        (lambda xp, x, mode="fast": x, "keyword-only"),
+        (lambda xp, x, **rest: x, "options by name"),
+    ],
+)
+def test_forward_rules_that_break_the_contract(rule, match):
+    with pytest.raises(DeclarationError, match=match):
+        gp.op(rule, samples=real_line, name="broken")
+
+
+def test_gradient_rules_may_name_only_what_there_is():
+    scaled = declare_scaled()
+    with pytest.raises(DeclarationError, match="'z'"):
+
+        @scaled.grad("weight")
+        def _(xp, dy, z):
+            return dy
+
+    with pytest.raises(DeclarationError, match="no option"):
+
+        @scaled.grad("weight")
+        def _(xp, dy, x, *, speed):
+            return dy
+
+    with pytest.raises(DeclarationError, match="inputs x, weight"):
+        scaled.grad("bias")(lambda xp, dy: dy)
+    with pytest.raises(DeclarationError, match="already"):
+        scaled.grad("x")(lambda xp, dy: dy)
+
+
+def test_what_a_rule_names_is_what_is_kept():
+    scaled = declare_scaled()
+    x = gp.tensor([1.0, 2.0], requires_grad=True, device="cpu")
+    assert scaled(x)._node.plan.kept_inputs == (1,)
+    square = REGISTRY["square"]
+    assert gp.numpy.exp(x)._node.plan.keeps_output and not gp.numpy.exp(x)._node.plan.kept_inputs
+    assert gp.numpy.add(x, x)._node.kept == ()
+    assert square(x)._node.plan.kept_inputs == (0,)
+
+
+def test_an_implementation_replaces_the_rule_and_may_decline():
+    scaled = declare_scaled()
+    calls = []
+
+    @scaled.cpu
+    def _(x, weight, *, factor, axis, out=None):
+        calls.append(x.dtype.name)
+        return np.multiply(x, factor, out=out) if weight is None else NotImplemented
+
+    x = gp.tensor([1.0, 2.0], requires_grad=True, device="cpu")
+    np.testing.assert_array_equal(scaled(x, factor=3.0).numpy(), [3.0, 6.0])
+    y = scaled(x, gp.tensor([1.0, 10.0], device="cpu"), factor=3.0)
+    np.testing.assert_array_equal(y.numpy(), [3.0, 60.0])
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [3.0, 30.0])
+    assert calls == ["float32", "float32"]
+
+
+def test_residuals_serve_the_implementation_and_the_generic_rule_serves_second_derivatives():
+    @gp.op(samples=real_line, name="cube_with_residual")
+    def cube(xp, x):
+        """y = x^3"""
+        return x * x * x
+
+    @cube.grad("x")
+    def _(xp, dy, x):
+        return 3 * dy * x * x
+
+    kept = []
+
+    @cube.cpu(residuals=["slope"])
+    def _(x, *, keep, out=None):
+        kept.append(keep)
+        return (x * x * x, 3 * x * x) if keep else (x * x * x,)
+
+    @cube.cpu.grad("x")
+    def _(dy, slope, *, out=None):
+        return np.multiply(dy, slope, out=out)
+
+    x = gp.tensor([1.0, 2.0], dtype=gp.float64, requires_grad=True, device="cpu")
+    cube(x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [3.0, 12.0])
+    with gp.no_grad():
+        cube(x)
+    assert kept == [True, False]
+    gp.testing.check_gradients(cube, x.numpy())
+
+
+def test_arrays_of_different_devices_are_refused(guard_tensor):
+    x = gp.ones(2, device="cpu")
+    with pytest.raises(DeviceError, match=r"add: expected arrays on one device.*\.to\(device\)"):
+        x + guard_tensor(np.ones(2))
