@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DeviceError
+from .errors import BoundsError, DeviceError, Error
 
 OLDEST_COMPUTE_CAPABILITY = (7, 5)
 
@@ -71,8 +71,11 @@ class Backend:
 
     def __init__(self) -> None:
         self.xp: Any = Namespace(
-            "gpuprop.host", np, {"erf": "scipy.special:erf", "index_add": "gpuprop.device:host_index_add"}
+            "gpuprop.host",
+            np,
+            {"erf": "scipy.special:erf", "ndtr": "scipy.special:ndtr", "index_add": "gpuprop.device:host_index_add"},
         )
+        self.xp.report_if = self.report_if
 
     def device_of(self, array: Any) -> Device:
         return CPU
@@ -96,12 +99,10 @@ class Backend:
     def synchronize(self) -> None:
         """Waits for the work that was submitted."""
 
-    def report_if(self, bad: Any, message: str) -> None:
-        """Raises `IndexError` where a value of the bool array is true: here at once, on a GPU at the host's next read."""
+    def report_if(self, bad: Any, message: str, error: type[Error] = BoundsError) -> None:
+        """Raises the error where a value of the bool array is true: here at once, on a GPU at the host's next read."""
         if bad.any():
-            from .errors import BoundsError
-
-            raise BoundsError(message)
+            raise error(message)
 
 
 def host_index_add(shape: tuple[int, ...], index: tuple, values: np.ndarray) -> np.ndarray:

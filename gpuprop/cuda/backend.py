@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from ..device import Backend, Device, Namespace
-from ..errors import BoundsError
+from ..errors import BoundsError, Error
 
 
 def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
@@ -32,10 +32,15 @@ class CudaBackend(Backend):
         self.xp = Namespace(
             "gpuprop.cuda.namespace",
             cupy,
-            {"erf": "cupyx.scipy.special:erf", "index_add": "gpuprop.cuda.backend:index_add"},
+            {
+                "erf": "cupyx.scipy.special:erf",
+                "ndtr": "cupyx.scipy.special:ndtr",
+                "index_add": "gpuprop.cuda.backend:index_add",
+            },
         )
+        self.xp.report_if = self.report_if
         self._flags: dict[str, Any] = {}  # message -> a bool on the device
-        self._unread: set[str] = set()
+        self._unread: dict[str, type[Error]] = {}  # message -> what to raise
         self._lock = threading.Lock()
 
     def device_of(self, array: Any) -> Device:
@@ -60,22 +65,22 @@ class CudaBackend(Backend):
     def synchronize(self) -> None:
         cupy.cuda.runtime.deviceSynchronize()
 
-    def report_if(self, bad: Any, message: str) -> None:
+    def report_if(self, bad: Any, message: str, error: type[Error] = BoundsError) -> None:
         with self._lock:
             flag = self._flags.get(message)
             if flag is None:
                 flag = self._flags[message] = cupy.zeros((), bool)
             cupy.logical_or(flag, bad.any(), out=flag)
-            self._unread.add(message)
+            self._unread[message] = error
 
     def _raise_what_kernels_reported(self) -> None:
         """Looks at the flags that were written since the last look; the host is waiting for a value anyway."""
         if not self._unread:
             return
         with self._lock:
-            unread, self._unread = self._unread, set()
+            unread, self._unread = self._unread, {}
             wrong = [message for message in sorted(unread) if bool(self._flags[message])]
             for message in wrong:
                 self._flags[message].fill(False)
         if wrong:
-            raise BoundsError(wrong[0])
+            raise unread[wrong[0]](wrong[0])
