@@ -24,7 +24,7 @@ from .tape import call
 REGISTRY: dict[str, Op] = {}
 
 # Names that users of PyTorch give to the same options, understood wherever the option exists.
-OPTION_ALIASES = {"dim": "axis", "keepdim": "keepdims"}
+OPTION_ALIASES = {"dim": "axis", "keepdim": "keepdims", "correction": "ddof"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class GradientRule:
     accumulates: bool = False  # takes `out=` and `accumulate=`: a parameter's gradient is written where it lives
     overwrites_dy: bool = False  # takes `out=` alone: the result may be written over dy
     takes_unit_seed: bool = False  # its result for dy = 1 is at hand: it may get `tape.ONE` for dy
+    takes_wanted: bool = False  # takes `wanted=`, a bool for each of its results: the others may be None
 
 
 @dataclass
@@ -142,16 +143,32 @@ def _node_chooser(places: tuple[int, ...]) -> Callable[[Sequence], tuple]:
     return lambda inputs: tuple(inputs[i]._node for i in places)
 
 
+def _only_result_of(function: Callable) -> Callable:
+    """A rule for any number of inputs returns a tuple, also for one."""
+    return lambda *args, **options: function(*args, **options)[0]
+
+
 class Op:
     """A differentiable operation. Called as `op(x, ...)` by users, as `op(xp, x, ...)` inside other rules."""
 
-    def __init__(self, rule: Callable, *, samples: Callable, errors: Callable | None, name: str, view: bool, smooth: bool):
+    def __init__(
+        self,
+        rule: Callable,
+        *,
+        samples: Callable,
+        errors: Callable | None,
+        name: str,
+        view: bool,
+        smooth: bool,
+        spelling: Callable | None = None,
+    ):
         self.rule = rule
         self.name = name
         self.samples = samples
         self.errors = errors
         self.view = view  # the result may share the first input's memory, and then shares its version
         self.smooth = smooth  # finite differences apply at the samples
+        self.spelling = spelling  # the user's arguments -> arrays first, options by name
         self.gradients: list[GradientRule] = []
         self.__doc__ = rule.__doc__
         self.__name__ = self.__qualname__ = name
@@ -198,6 +215,7 @@ class Op:
         """Declares a gradient rule for one input, or one for several that returns a tuple: `@f.grad("x")`.
 
         The rule's arguments are `xp, dy`, then what it needs: inputs by name, `y`, or `<input>_shape`; then options, keyword-only.
+        A rule for several may take `wanted` as well, a bool for each of its results: the others may be None.
         Raises: DeclarationError where the rule names anything else, at once.
         """
 
@@ -225,7 +243,7 @@ class Op:
         parameters = list(inspect.signature(function).parameters.values())
         for p in parameters[leading:]:
             if p.kind is p.KEYWORD_ONLY:
-                if leading == 1 and p.name in ("out", "accumulate"):
+                if p.name == "wanted" or (leading == 1 and p.name in ("out", "accumulate")):
                     places.add(p.name)
                 elif p.name not in self.defaults:
                     raise DeclarationError(f"{self.name}.grad({targets[0]!r}): {p.name!r} is no option of {self.name}{tuple(self.defaults)}")
@@ -237,7 +255,16 @@ class Op:
                 )
             else:
                 keeps.append(p.name)
-        return GradientRule(function, tuple(targets), tuple(keeps), tuple(options), "accumulate" in places, places == {"out"}, unit_seed)
+        return GradientRule(
+            function=function,
+            targets=tuple(targets),
+            keeps=tuple(keeps),
+            options=tuple(options),
+            accumulates="accumulate" in places,
+            overwrites_dy="out" in places and "accumulate" not in places,
+            takes_unit_seed=unit_seed,
+            takes_wanted="wanted" in places,
+        )
 
     @property
     def cpu(self) -> Slot:
@@ -291,6 +318,8 @@ class Op:
 
     def public(self, *args: Any, **given: Any) -> Any:
         """The op as users call it: options by name, by alias or, after the arrays, by position; plain arrays in, plain out."""
+        if self.spelling is not None and not (self._required_options and given.keys() >= set(self._required_options)):
+            args, given = self.spelling(*args, **given)
         inputs, options = self.arguments(args, given)
         return call(self, inputs, options)
 
@@ -303,7 +332,7 @@ class Op:
                 inputs, rest = (*args[:at], *args[at]), args[at + 1 :]
             else:
                 inputs, rest = args, ()
-            if len(inputs) <= self.leading:
+            if len(inputs) < max(self.leading, 1):
                 raise ArgumentError(f"{self.name}: expected at least one array, got none")
         else:
             inputs, rest = args[: len(names)], args[len(names) :]
@@ -386,6 +415,10 @@ class Op:
                 else:
                     kept += [places["shape", i] for i in self._indices(name[:-6], count)]
             edges = tuple(wanted.index(i) if i in wanted else -1 for i in indices)
+            if rule.takes_wanted:
+                function = functools.partial(function, wanted=tuple(e >= 0 for e in edges))
+            if self.variadic and rule.targets == self.inputs[-1:] and len(indices) == 1:
+                function = _only_result_of(function)
             everything = kept == list(range(len(places)))
             traits = Native(rule.accumulates, rule.overwrites_dy, rule.takes_unit_seed) if native else None
             return Step(function, edges, None if everything else tuple(kept), rule.options, traits)
@@ -456,9 +489,11 @@ class _Plans(dict):
 
 
 def canonical(value: Any) -> Any:
-    """An option in its one form: lists become tuples, NumPy's integers Python's, dtype names dtypes."""
+    """An option in its one form: lists and arrays become tuples, NumPy's integers Python's, dtype names dtypes."""
     if isinstance(value, (list, tuple)):
         return tuple(canonical(v) for v in value)
+    if isinstance(value, np.ndarray):
+        return canonical(value.tolist())
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, type) and (issubclass(value, (np.generic, float, int, bool))):
@@ -476,6 +511,7 @@ def op(
     method: bool | str = False,
     view: bool = False,
     smooth: bool = True,
+    spelling: Callable | None = None,
 ) -> Any:
     """Declares an op from its forward rule `f(xp, *arrays, *, **options)`, and registers it under its name.
 
@@ -485,19 +521,29 @@ def op(
     method: True installs it as a method of Tensor, a string under that name.
     view: the result may share memory with the first input.
     smooth: False where finite differences do not apply (integers, comparisons).
+    spelling: where users say it otherwise than arrays first, then options (`einsum("ij->ji", x)`, `x.reshape(2, 3)`): a function of
+        their arguments that returns (arrays, options by name). A call that names all required options needs none.
 
     Raises: DeclarationError where the declaration breaks the contract.
     """
     if rule is None:
         return lambda function: op(
-            function, samples=samples, errors=errors, name=name, operator=operator, method=method, view=view, smooth=smooth
+            function,
+            samples=samples,
+            errors=errors,
+            name=name,
+            operator=operator,
+            method=method,
+            view=view,
+            smooth=smooth,
+            spelling=spelling,
         )
     name = name or rule.__name__.rstrip("_")
     if samples is None:
         raise DeclarationError(f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>")
     if name in REGISTRY:
         raise DeclarationError(f"{name}: an op of this name exists already, in {REGISTRY[name].__module__}")
-    made = REGISTRY[name] = Op(rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth)
+    made = REGISTRY[name] = Op(rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth, spelling=spelling)
     if operator or method:
         install(made, operator=operator, method=name if method is True else method or None)
     return made
