@@ -96,6 +96,14 @@ class Segment:
             self._gradient = self.view(self.chunk.gradient, self.start)
         return self._gradient
 
+    def holds(self, array: Any) -> bool:
+        """Whether an array is the one where the gradient lives."""
+        return array is self._gradient
+
+    def follows(self, other: Segment) -> bool:
+        """Whether it begins where the other one ends."""
+        return self.chunk is other.chunk and self.start == other.stop
+
 
 class _Open(threading.local):
     """The chunks that this thread fills. Weak: a model that is dropped takes its chunks with it."""

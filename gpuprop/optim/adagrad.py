@@ -1,0 +1,53 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ._checks import direction, not_negative
+from .optimizer import Optimizer
+
+
+class Adagrad(Optimizer):
+    """a = a + g^2; p = p - lr / (1 + (t - 1) lr_decay) * g / (sqrt(a) + eps).
+
+    a begins at `initial_accumulator_value`; `weight_decay` adds `weight_decay * p` to g.
+    Raises: OptionError for negative options.
+    Source: Duchi et al. 2011, "Adaptive subgradient methods", figure 1 (diagonal).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+    ):
+        options = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "initial_accumulator_value": initial_accumulator_value, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        not_negative("Adagrad", group, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+
+    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("sum",)
+
+    def first_value(self, group: dict[str, Any]) -> float:
+        return group["initial_accumulator_value"]
+
+    def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
+        rate = group["lr"] / (1 + (step - 1) * group["lr_decay"])
+        for p, g, a, s, t in blocks:
+            g = direction(xp, group, p, g, s, t)
+            xp.multiply(g, g, s)
+            xp.add(a, s, a)
+            xp.sqrt(a, s)
+            xp.add(s, group["eps"], s)
+            xp.divide(g, s, s)
+            xp.multiply(s, rate, s)
+            xp.subtract(p, s, p)

@@ -1,0 +1,101 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import expm1, log, sqrt
+from typing import Any
+
+from ._checks import direction, fraction, not_negative
+from .optimizer import Optimizer
+
+
+def correction(beta: float, step: int) -> float:
+    """1 - beta^step: how much of a running mean that began at 0 is filled."""
+    return -expm1(step * log(beta)) if beta else 1.0
+
+
+class Adam(Optimizer):
+    """m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m' / (sqrt(v') + eps), with m' = m / (1 - beta1^t), v' alike.
+
+    `weight_decay` adds `weight_decay * p` to g; `amsgrad` uses the largest v so far.
+    Raises: OptionError for negative options and betas outside [0, 1).
+    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; Reddi et al. 2018, arXiv:1904.09237, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        not_negative(type(self).__name__, group, "lr", "eps", "weight_decay")
+        for index, beta in enumerate(group["betas"]):
+            fraction(type(self).__name__, f"betas[{index}]", beta)
+
+    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
+        """Where `weight_decay` enters: here into the gradient."""
+        return direction(xp, group, p, g, s, t)
+
+    def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
+        beta1, beta2 = group["betas"]
+        # lr m' / (sqrt(v') + eps) = rate m / (sqrt(v) + eps root): one pass less than with m' and v'.
+        root = sqrt(correction(beta2, step))
+        rate, eps = group["lr"] / correction(beta1, step) * root, group["eps"] * root
+        rest1, rest2 = 1 - beta1, 1 - beta2
+        plain = not (group["weight_decay"] or group["maximize"])
+        multiply, add = xp.multiply, xp.add
+        for p, g, m, v, *largest, s, t in blocks:
+            if not plain:
+                g = self.decay(xp, group, p, g, s, t)
+            multiply(m, beta1, m)
+            multiply(g, rest1, s)
+            add(m, s, m)
+            multiply(v, beta2, v)
+            multiply(g, g, s)
+            multiply(s, rest2, s)
+            add(v, s, v)
+            if largest:
+                v = xp.maximum(v, largest[0], largest[0])
+            xp.sqrt(v, s)
+            add(s, eps, s)
+            xp.divide(m, s, s)
+            multiply(s, rate, s)
+            xp.subtract(p, s, p)
+
+
+class AdamW(Adam):
+    """Adam with the decay outside of the moments: p = (1 - lr weight_decay) p, then Adam's step.
+
+    Raises: as Adam.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2, with lr also scaling the decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+
+    def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
+        xp.multiply(p, 1 - group["lr"] * group["weight_decay"], p)
+        return xp.negative(g, t) if group["maximize"] else g

@@ -1,0 +1,76 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ._checks import direction, fraction, not_negative
+from .optimizer import Optimizer
+
+
+class RMSprop(Optimizer):
+    """v = alpha v + (1 - alpha) g^2; p = p - lr g / (sqrt(v) + eps).
+
+    centered: the mean a of the gradients is kept too, and sqrt(v - a^2) divides. momentum: b = momentum b + g / (...), p = p - lr b.
+    `weight_decay` adds `weight_decay * p` to g.
+    Raises: OptionError for negative options and alpha outside [0, 1).
+    Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850, eq. 38-45.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, {**options, "centered": centered, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        not_negative("RMSprop", group, "lr", "eps", "weight_decay", "momentum")
+        fraction("RMSprop", "alpha", group["alpha"])
+
+    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        names = ["square_avg"]
+        if group["centered"]:
+            names.append("grad_avg")
+        if group["momentum"]:
+            names.append("momentum_buffer")
+        return tuple(names)
+
+    def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
+        lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
+        for p, g, v, *state, s, t in blocks:
+            g = direction(xp, group, p, g, s, t)
+            xp.multiply(v, alpha, v)
+            xp.multiply(g, g, s)
+            xp.multiply(s, 1 - alpha, s)
+            xp.add(v, s, v)
+            if group["centered"]:
+                a = state[0]
+                xp.multiply(a, alpha, a)
+                xp.multiply(g, 1 - alpha, s)
+                xp.add(a, s, a)
+                xp.multiply(a, a, s)
+                xp.subtract(v, s, s)
+                xp.maximum(s, 0.0, s)  # a variance; rounding may take it below 0, whose root is no number
+                xp.sqrt(s, s)
+            else:
+                xp.sqrt(v, s)
+            xp.add(s, eps, s)
+            xp.divide(g, s, s)
+            if momentum:
+                b = state[-1]
+                xp.multiply(b, momentum, b)
+                xp.add(b, s, b)
+                xp.multiply(b, lr, s)
+            else:
+                xp.multiply(s, lr, s)
+            xp.subtract(p, s, p)

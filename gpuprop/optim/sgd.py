@@ -1,0 +1,60 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import OptionError
+from ._checks import direction, not_negative
+from .optimizer import Optimizer
+
+
+class SGD(Optimizer):
+    """b = momentum * b + (1 - dampening) * g, the first b being g; p = p - lr * b.
+
+    With nesterov p = p - lr * (g + momentum * b). `weight_decay` adds `weight_decay * p` to g.
+    Raises: OptionError for negative options, and for nesterov without momentum or with dampening.
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", with lr outside b.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ):
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
+
+    def check(self, group: dict[str, Any]) -> None:
+        not_negative("SGD", group, "lr", "momentum", "weight_decay")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise OptionError("SGD: expected momentum > 0 and dampening = 0 with nesterov")
+
+    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
+        lr, momentum, keep = group["lr"], group["momentum"], 1 - group["dampening"]
+        for p, g, *state, s, t in blocks:
+            g = direction(xp, group, p, g, s, t)
+            if momentum:
+                (b,) = state
+                if step == 1:
+                    xp.copyto(b, g)
+                else:
+                    xp.multiply(b, momentum, b)
+                    xp.add(b, g if keep == 1 else xp.multiply(g, keep, s), b)
+                if group["nesterov"]:
+                    xp.multiply(b, momentum, s)
+                    g = xp.add(g, s, s)
+                else:
+                    g = b
+            xp.multiply(g, lr, s)
+            xp.subtract(p, s, p)
