@@ -212,7 +212,7 @@ def _bad_norms(draw: Draw):
 
 
 def _exponent(shape, ord, axis):
-    """The p of the vector norm that is meant; matrix norms other than Frobenius's are not vector norms, and are refused."""
+    """The p of the vector norm that is meant. Matrix norms that are none, unlike Frobenius's, are refused."""
     axes = reduced_axes(shape, axis)
     if ord is None or (ord == "fro" and len(axes) == 2):
         return 2
@@ -232,8 +232,8 @@ def _exponent(shape, ord, axis):
 def norm(xp, x, *, ord=None, axis=None, keepdims=False):
     """Norm of vectors: y = (sum_i |x_i|^p)^(1/p), as `numpy.linalg.norm` has it. At the zero vector the gradient is 0.
 
-    ord: p, inf (the largest |x_i|; ties share the gradient), -inf (the smallest), None (p = 2, over any number of axes) or
-    "fro" (the same over two).
+    ord: p, inf (the largest |x_i|; ties share the gradient), -inf (the smallest), None (p = 2, over any axes) or "fro"
+    (the same over two).
     """
     p = _exponent(x.shape, ord, axis)
     if not is_floating(x.dtype):
@@ -443,8 +443,8 @@ def cumprod(xp, x, *, axis=None, dtype=None):
 
 @cumprod.grad("x")
 def _(xp, dy, x, *, axis):
-    # dx_i = (x_1 ... x_(i-1)) s_i, where s_i = dy_i + x_(i+1) s_(i+1): dividing y by x_i would fail at 0. The recurrence
-    # is solved by doubling: after each step, s_i and the factor in front of the next reach twice as far.
+    # dx_i = (x_1 ... x_(i-1)) s_i, s_i = dy_i + x_(i+1) s_(i+1), because y / x_i fails at 0. The recurrence is solved by
+    # doubling: after each step, s_i and the factor in front of the next reach twice as far.
     rows = xp.reshape(x, (-1,)) if axis is None else xp.moveaxis(x, axis, -1)
     reached = dy if axis is None else xp.moveaxis(dy, axis, -1)
     factor = xp.concatenate([rows[..., 1:], xp.zeros_like(rows[..., :1])], axis=-1)
