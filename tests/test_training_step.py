@@ -1,0 +1,136 @@
+"""What a training step may cost: no copies and no waiting on a GPU, no more memory than its parts on a CPU."""
+
+import ctypes
+import gc
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+import gpuprop.nn.functional as F
+
+
+def make_step(sizes, batch, device, activation="relu"):
+    rng = np.random.default_rng(0)
+    model = gp.nn.MLP(sizes, activation=activation, seed=1).to(device)
+    optimizer = gp.optim.Adam(model.parameters(), lr=1e-3)
+    x = gp.tensor(rng.standard_normal((batch, sizes[0]), dtype=np.float32), device=device)
+    labels = gp.tensor(rng.integers(0, sizes[-1], batch), device=device)
+
+    def step():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, step
+
+
+def test_a_step_learns_and_agrees_on_all_devices(device):
+    model, step = make_step([6, 9, 4], 20, device)
+    reference, reference_step = make_step([6, 9, 4], 20, "cpu")
+    losses = [step().item() for _ in range(30)]
+    expected = [reference_step().item() for _ in range(30)]
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for p, q in zip(model.parameters(), reference.parameters()):
+        np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-3, atol=1e-5)
+
+
+# --- On a GPU -------------------------------------------------------------------------------------------------------
+
+
+class Counters(ctypes.Structure):
+    """What the simulated device has counted."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "kernel_launches graph_launches graph_nodes gemm_calls blas_calls "
+            "host_to_device host_to_device_bytes device_to_host device_to_host_bytes "
+            "device_to_device device_to_device_bytes memsets "
+            "mallocs frees bytes_in_use peak_bytes synchronizations captures compiles"
+        ).split()
+    ]
+
+
+@pytest.fixture
+def count():
+    """A function that runs something on the simulated GPU and returns what it added to the counters."""
+    if not gp.is_available():
+        pytest.skip(f"no CUDA device: {gp.device_report()['cuda_reason']}")
+    try:
+        read = ctypes.CDLL("libcuda.so.1").cudasim_counters
+    except (OSError, AttributeError):
+        pytest.skip("copies and synchronisations are counted by the simulated GPU only")
+    read.restype = ctypes.POINTER(Counters)
+
+    def run(work):
+        names = [name for name, _ in Counters._fields_]
+        before = [getattr(read().contents, name) for name in names]
+        work()
+        return {name: getattr(read().contents, name) - b for name, b in zip(names, before)}
+
+    return run
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_a_step_neither_copies_nor_waits(count, activation):
+    _, step = make_step([20, 16, 16, 5], 12, "cuda", activation)
+    for _ in range(2):  # compiles, allocates
+        step()
+    counted = count(step)
+    assert counted["host_to_device"] == counted["device_to_host"] == counted["synchronizations"] == 0
+    assert counted["kernel_launches"] > 0 and counted["gemm_calls"] == 3 + 3 + 2  # the first layer's input gradient does not exist
+    assert counted["mallocs"] == 0  # the pool has what a step needs
+
+
+@pytest.mark.cuda
+def test_reading_the_loss_is_what_copies(count):
+    _, step = make_step([20, 16, 5], 12, "cuda")
+    loss = step()
+    assert count(lambda: loss.item())["device_to_host"] >= 1
+
+
+# --- On a CPU -------------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_of_a_step():
+    sizes, batch = [784, 512, 512, 10], 512
+    gc.collect()
+    model, step = make_step(sizes, batch, "cpu")
+    step(), step()
+    tracemalloc.start()
+    try:
+        model, step = make_step(sizes, batch, "cpu")
+        inputs = 4 * batch * sizes[0] + 8 * batch
+        step(), step()
+        tracemalloc.reset_peak()
+        step()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    parameters = sum(p.size for p in model.parameters())
+    parts = 4 * (4 * parameters + batch * sum(sizes[1:])) + inputs
+    assert peak <= 1.1 * parts
+
+
+def test_two_threads_train_as_if_alone():
+    def train(seed, losses):
+        _, step = make_step([6, 8, 3], 10 + seed, "cpu")
+        losses[seed] = [step().item() for _ in range(40)]
+
+    alone: dict = {}
+    together: dict = {}
+    for seed in (0, 1):
+        train(seed, alone)
+    threads = [threading.Thread(target=train, args=(seed, together)) for seed in (0, 1)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert together == alone
