@@ -73,7 +73,12 @@ class Backend:
         self.xp: Any = Namespace(
             "gpuprop.host",
             np,
-            {"erf": "scipy.special:erf", "ndtr": "scipy.special:ndtr", "index_add": "gpuprop.device:host_index_add"},
+            {
+                "erf": "scipy.special:erf",
+                "ndtr": "scipy.special:ndtr",
+                "getitem": "operator:getitem",
+                "index_add": "gpuprop.device:host_index_add",
+            },
         )
         self.xp.report_if = self.report_if
 

@@ -9,14 +9,53 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..device import Backend, Device, Namespace
+from ..device import BACKENDS, Backend, Device, Namespace
 from ..errors import BoundsError, Error
+
+
+def _report_outside(name: str, places: Any, n: int) -> None:
+    """CuPy wraps indices that are out of range; here they raise at the host's next read."""
+    if isinstance(places, cupy.ndarray) and places.dtype.kind in "iu":
+        message = f"{name}: expected indices from {-n} to {n - 1}, got one outside"
+        BACKENDS[cupy.ndarray].report_if((places < -n) | (places >= n), message)
+
+
+def _report_outside_shape(name: str, shape: tuple[int, ...], index: tuple) -> None:
+    def width(item: Any) -> int:
+        return 0 if item is None or item is Ellipsis else item.ndim if getattr(item, "dtype", None) == bool else 1
+
+    axis = 0
+    for item in index:
+        if item is Ellipsis:
+            axis = len(shape) - sum(map(width, index)) + axis
+        elif axis < len(shape):  # else CuPy says that there are too many
+            _report_outside(name, item, shape[axis])
+        axis += width(item)
+
+
+def getitem(x: Any, index: tuple) -> Any:
+    """x[index]."""
+    _report_outside_shape("getitem", x.shape, index)
+    return x[index]
+
+
+def take(x: Any, indices: Any, axis: int | None = None) -> Any:
+    """Slices of x at these places of an axis."""
+    _report_outside("take", indices, x.size if axis is None else x.shape[axis])
+    return cupy.take(x, indices, axis=axis)
+
+
+def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
+    """y[..., i, ...] = x[..., indices[..., i, ...], ...]."""
+    _report_outside("take_along_axis", indices, x.size if axis is None else x.shape[axis])
+    return cupy.take_along_axis(x, indices, axis=axis)
 
 
 def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up."""
     import cupyx
 
+    _report_outside_shape("index_add", shape, index)
     result = cupy.zeros(shape, values.dtype)
     cupyx.scatter_add(result, index, values)
     return result
@@ -35,7 +74,10 @@ class CudaBackend(Backend):
             {
                 "erf": "cupyx.scipy.special:erf",
                 "ndtr": "cupyx.scipy.special:ndtr",
+                "getitem": "gpuprop.cuda.backend:getitem",
                 "index_add": "gpuprop.cuda.backend:index_add",
+                "take": "gpuprop.cuda.backend:take",
+                "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
             },
         )
         self.xp.report_if = self.report_if

@@ -6,6 +6,7 @@ of integers, None, Ellipsis, (start, stop, step) for slices, and `ARRAY` where t
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -16,19 +17,20 @@ from .._tensor import Tensor, get_default_dtype
 from ..device import backend_of, device_of, is_array
 from ..errors import BoundsError, DtypeError, OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
-from .shape import at_axis, normal_axis
+from .shape import at_axis
 
 ARRAY = "array"
 
 
-def as_index(name: str, x: Any, index: Any) -> Any:
-    """Integers or booleans as an array where x is; a Tensor as it is."""
+def as_index(name: str, x: Any, index: Any, kinds: str = "iub") -> Any:
+    """Integers (and booleans) as an array where x is; a Tensor as it is. Raises: DtypeError."""
     if not isinstance(index, Tensor) and not is_array(index):
         index = np.asarray(index)
         if not index.size:
             index = index.astype(np.int64)  # an empty list has no dtype of its own
-    if index.dtype.kind not in "iub":
-        raise DtypeError(f"{name}: expected integers or booleans as indices, got {index.dtype} {index.shape}")
+    if index.dtype.kind not in kinds:
+        expected = "integers or booleans" if "b" in kinds else "integers"
+        raise DtypeError(f"{name}: expected {expected} as indices, got {index.dtype} {index.shape}")
     if isinstance(index, np.ndarray):
         array = x.data if isinstance(x, Tensor) else x
         if is_array(array):
@@ -97,7 +99,7 @@ def getitem(xp, x, *indices, index):
 
     Shapes: as NumPy's. The gradients of an element that was taken several times add up. Raises: BoundsError, DtypeError.
     """
-    return x[joined_index(indices, index)]
+    return xp.getitem(x, joined_index(indices, index))
 
 
 @getitem.grad("x")
@@ -137,3 +139,142 @@ def index_add(xp, values, *indices, shape, index):
 @index_add.grad("values")
 def _(xp, dy, *indices, index):
     return getitem(xp, dy, *indices, index=index)
+
+
+# --- take -----------------------------------------------------------------------------------------------------------
+
+
+def _integers_apart(name: str) -> Any:
+    """The indices may be a list, a number, or an array on the host."""
+
+    def spelling(x: Any, indices: Any, *args: Any, **given: Any) -> tuple[tuple, dict]:
+        return (x, as_index(name, x, indices, kinds="iu"), *args), given
+
+    return spelling
+
+
+def _take_samples(draw: Draw):
+    i = np.array([2, 0, 2, -1])
+    yield Sample(draw.normal(3), i)
+    yield Sample(draw.normal(3, 4), np.array(5))
+    yield Sample(draw.normal(3, 4), i, axis=0)
+    yield Sample(draw.normal(2, 3, 4), i.reshape(2, 2), axis=1)
+    yield Sample(draw.normal(2, 3), i, axis=-1)
+    yield Sample(draw.normal(2, 3), np.zeros(0, np.int64), axis=0)
+
+
+def _take_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), np.array([0, 2]), axis=0, error=BoundsError, match="take: ")
+    yield ErrorSample(draw.normal(2, 3), np.array([0.5]), axis=0, error=DtypeError, match="take: expected integers.*float64")
+
+
+@op(samples=_take_samples, errors=_take_errors, spelling=_integers_apart("take"), method=True)
+def take(xp, x, indices, *, axis=None):
+    """The slices of x at these places of an axis; x is flattened without `axis`.
+
+    Shapes: x (2, 3, 4), indices (5,) int, axis=1 -> y (2, 5, 4). Raises: BoundsError, DtypeError.
+    """
+    return xp.take(x, indices, axis=axis)
+
+
+@take.grad("x")
+def _(xp, dy, x_shape, indices, *, axis):
+    if axis is None:
+        return xp.reshape(xp.index_add((math.prod(x_shape),), (indices,), dy), x_shape)
+    return xp.index_add(x_shape, at_axis(axis % len(x_shape), indices)[:-1], dy)
+
+
+def _take_along_axis_samples(draw: Draw):
+    yield Sample(draw.normal(4), np.array([1, 1, -1]))
+    yield Sample(draw.normal(2, 3), draw.integers(0, 3, 2, 5))
+    yield Sample(draw.normal(4, 3), draw.integers(0, 4, 2, 3), axis=0)
+    yield Sample(draw.normal(2, 1, 4), draw.integers(0, 4, 1, 3, 2), axis=2)
+    yield Sample(draw.normal(2, 3), draw.integers(0, 6, 4), axis=None)
+    yield Sample(draw.normal(2, 3), np.zeros((2, 0), np.int64))
+
+
+def _take_along_axis_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), np.array([[3], [0]]), error=BoundsError, match="take_along_axis: ")
+    yield ErrorSample(draw.normal(2, 3), np.array([0]), error=ShapeError, match=r"take_along_axis: .*\(2, 3\).*\(1,\)")
+
+
+@op(samples=_take_along_axis_samples, errors=_take_along_axis_errors, spelling=_integers_apart("take_along_axis"), method=True)
+def take_along_axis(xp, x, indices, *, axis=-1):
+    """y[..., i, ...] = x[..., indices[..., i, ...], ...] along an axis: what `argsort` and `argmax` point at.
+
+    Shapes: x (2, 3), indices (2, 5) int -> y (2, 5); the other axes broadcast. x is flattened with `axis=None`. Raises: BoundsError, ShapeError.
+    """
+    return xp.take_along_axis(x, indices, axis=axis)
+
+
+@take_along_axis.grad("x")
+def _(xp, dy, x_shape, indices, *, axis):
+    shape = (math.prod(x_shape),) if axis is None else x_shape
+    axis = 0 if axis is None else axis % len(shape)
+    lengths = [tuple(n if i == k else 1 for i in range(len(shape))) for k, n in enumerate(shape)]
+    places = (indices if k == axis else xp.reshape(xp.arange(n), lengths[k]) for k, n in enumerate(shape))
+    return xp.reshape(xp.index_add(shape, tuple(places), dy), x_shape)
+
+
+# --- sort -----------------------------------------------------------------------------------------------------------
+
+
+def _sort_samples(draw: Draw):
+    yield Sample(draw.apart(5))
+    yield Sample(draw.apart(2, 3))
+    yield Sample(draw.apart(4, 3, 2), axis=0)
+    yield Sample(draw.apart(2, 3), axis=None)
+    yield Sample(draw.apart(0, 3))
+
+
+def _sort_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), axis=2, error=BoundsError, match="sort: ")
+
+
+@op(samples=_sort_samples, errors=_sort_errors, method=True)
+def sort(xp, x, *, axis=-1):
+    """Rising along an axis, NaN last; flattened with `axis=None`. Equal elements keep their order, and so do their gradients."""
+    return xp.sort(x, axis=axis)
+
+
+@sort.grad("x")
+def _(xp, dy, x, *, axis):
+    order = argsort(xp, x, axis=axis)
+    back = argsort(xp, order, axis=-1 if axis is None else axis)  # the inverse permutation
+    return xp.reshape(xp.take_along_axis(dy, back, axis=-1 if axis is None else axis), x.shape)
+
+
+@op(samples=_sort_samples, errors=_sort_errors, method=True, smooth=False)
+def argsort(xp, x, *, axis=-1):
+    """The indices that sort x along an axis, NaN last; equal elements keep their order. Shapes: x (2, 3) -> y (2, 3) int64."""
+    return xp.argsort(x, axis=axis, kind="stable")
+
+
+# --- one_hot --------------------------------------------------------------------------------------------------------
+
+
+def _one_hot_samples(draw: Draw):
+    yield Sample(draw.integers(0, 3), num_classes=3)
+    yield Sample(draw.integers(0, 3, 5), num_classes=3)
+    yield Sample(draw.integers(0, 4, 2, 3), num_classes=4, dtype=np.dtype(np.int64))
+    yield Sample(draw.integers(0, 3, 0), num_classes=3)
+
+
+def _one_hot_errors(draw: Draw):
+    yield ErrorSample(np.array([0, 3]), num_classes=3, error=BoundsError, match="one_hot: expected labels from 0 to 2")
+    yield ErrorSample(np.array([0, -1]), num_classes=3, error=BoundsError, match="one_hot: expected labels from 0 to 2")
+    yield ErrorSample(np.array([0.0]), num_classes=3, error=DtypeError, match="one_hot: expected integers, got float64")
+
+
+@op(samples=_one_hot_samples, errors=_one_hot_errors, smooth=False)
+def one_hot(xp, labels, *, num_classes, dtype=None):
+    """y[..., c] = 1 where labels[...] = c, else 0.
+
+    Shapes: labels (...) int -> y (..., num_classes) in `dtype`, the default dtype if None. Raises: BoundsError, DtypeError.
+    """
+    if labels.dtype.kind not in "iu":
+        raise DtypeError(f"one_hot: expected integers, got {labels.dtype} {labels.shape}")
+    outside = (labels < 0) | (labels >= num_classes)
+    xp.report_if(outside, f"one_hot: expected labels from 0 to {num_classes - 1}, got one outside")
+    chosen = xp.expand_dims(labels, -1) == xp.arange(num_classes)
+    return xp.array(chosen, dtype=get_default_dtype() if dtype is None else dtype)

@@ -355,6 +355,404 @@ def _(xp, dy, *arrays_shape, axis):
     return _pieces(xp, dy, axis, [s[axis] for s in arrays_shape], arrays_shape)
 
 
+def _stack_samples(draw: Draw):
+    yield Sample(draw.normal(), draw.normal())
+    yield Sample(draw.normal(2, 3), draw.normal(2, 3), axis=-1)
+    yield Sample(draw.normal(2, 3), axis=1)
+    yield Sample(draw.normal(0, 3), draw.normal(0, 3))
+
+
+def _stack_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), draw.normal(3), error=ShapeError, match=r"stack: .*\(2, 3\).*\(3,\)")
+    yield ErrorSample(draw.normal(2, 3), axis=3, error=BoundsError, match="stack: ")
+
+
+@op(samples=_stack_samples, errors=_stack_errors)
+def stack(xp, *arrays, axis=0):
+    """Arrays of one shape along a new axis. Shapes: k arrays (2, 3), axis=1 -> y (2, k, 3). Raises: ShapeError, BoundsError."""
+    return xp.stack(arrays, axis=axis)
+
+
+@stack.grad("arrays")
+def _(xp, dy, *, axis):
+    axis %= dy.ndim
+    return tuple(dy[at_axis(axis, i)] for i in range(dy.shape[axis]))
+
+
+def _vstack_samples(draw: Draw):
+    yield Sample(draw.normal(), draw.normal(1, 1))
+    yield Sample(draw.normal(3), draw.normal(2, 3))
+    yield Sample(draw.normal(2, 3, 4), draw.normal(0, 3, 4))
+
+
+def _vstack_errors(draw: Draw):
+    yield ErrorSample(draw.normal(3), draw.normal(4), error=ShapeError, match=r"vstack: .*\(3,\).*\(4,\)")
+
+
+@op(samples=_vstack_samples, errors=_vstack_errors)
+def vstack(xp, *arrays):
+    """Arrays one below the other; a vector is a row. Shapes: (3,) and (2, 3) -> y (3, 3). Raises: ShapeError."""
+    return xp.vstack(arrays)
+
+
+@vstack.grad("arrays")
+def _(xp, dy, *arrays_shape):
+    return _pieces(xp, dy, 0, [s[0] if len(s) > 1 else 1 for s in arrays_shape], arrays_shape)
+
+
+def _hstack_samples(draw: Draw):
+    yield Sample(draw.normal(), draw.normal(3))
+    yield Sample(draw.normal(2, 3), draw.normal(2, 1))
+    yield Sample(draw.normal(2, 3, 4), draw.normal(2, 0, 4))
+
+
+def _hstack_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), draw.normal(4, 3), error=ShapeError, match=r"hstack: .*\(2, 3\).*\(4, 3\)")
+
+
+@op(samples=_hstack_samples, errors=_hstack_errors)
+def hstack(xp, *arrays):
+    """Arrays side by side: along axis 1, vectors along axis 0. Shapes: (2, 3) and (2, 1) -> y (2, 4). Raises: ShapeError."""
+    return xp.hstack(arrays)
+
+
+@hstack.grad("arrays")
+def _(xp, dy, *arrays_shape):
+    axis = 0 if dy.ndim == 1 else 1
+    return _pieces(xp, dy, axis, [s[axis] if s else 1 for s in arrays_shape], arrays_shape)
+
+
+# --- Splitting ------------------------------------------------------------------------------------------------------
+
+
+def _split_samples(draw: Draw):
+    yield Sample(draw.normal(6), indices_or_sections=3)
+    yield Sample(draw.normal(2, 3), indices_or_sections=1)
+    yield Sample(draw.normal(2, 6), indices_or_sections=(1, 4), axis=-1)
+    yield Sample(draw.normal(4, 3), indices_or_sections=(2, 9))
+    yield Sample(draw.normal(0, 3), indices_or_sections=3, axis=1)
+
+
+def _split_errors(draw: Draw):
+    yield ErrorSample(draw.normal(5, 3), indices_or_sections=2, error=ShapeError, match=r"split: .*\(5, 3\)")
+    yield ErrorSample(draw.normal(5, 3), indices_or_sections=1, axis=2, error=BoundsError, match="split: ")
+
+
+@op(samples=_split_samples, errors=_split_errors, method=True, view=True)
+def split(xp, x, *, indices_or_sections, axis=0):
+    """x in equal parts, or cut before these places. A tuple, where NumPy has a list.
+
+    Shapes: x (6, 3), 3 sections -> 3 outputs (2, 3); cut at (1, 4) -> (1, 3), (3, 3), (2, 3). Raises: ShapeError, BoundsError.
+    """
+    return tuple(xp.split(x, indices_or_sections, axis=normal_axis(axis, x.ndim, "split")))
+
+
+@split.grad("x")
+def _(xp, dy, *, axis):
+    return xp.concatenate(dy, axis=axis)
+
+
+def _array_split_samples(draw: Draw):
+    yield Sample(draw.normal(7), indices_or_sections=3)
+    yield Sample(draw.normal(2, 3), indices_or_sections=4, axis=-1)
+    yield Sample(draw.normal(2, 6), indices_or_sections=(1, 4), axis=1)
+    yield Sample(draw.normal(0, 3), indices_or_sections=2)
+
+
+def _array_split_errors(draw: Draw):
+    yield ErrorSample(draw.normal(5, 3), indices_or_sections=0, error=ShapeError, match=r"array_split: .*\(5, 3\)")
+
+
+@op(samples=_array_split_samples, errors=_array_split_errors, view=True)
+def array_split(xp, x, *, indices_or_sections, axis=0):
+    """As `split`, but the first parts are longer by one where they cannot be equal. Shapes: x (7,), 3 sections -> (3,), (2,), (2,)."""
+    return tuple(xp.array_split(x, indices_or_sections, axis=normal_axis(axis, x.ndim, "array_split")))
+
+
+@array_split.grad("x")
+def _(xp, dy, *, axis):
+    return xp.concatenate(dy, axis=axis)
+
+
+# --- Elements in another order --------------------------------------------------------------------------------------
+
+
+def _flip_samples(draw: Draw):
+    yield from real_line(draw)
+    yield Sample(draw.normal(2, 3, 4), axis=1)
+    yield Sample(draw.normal(2, 3, 4), axis=(0, -1))
+
+
+def _flip_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), axis=2, error=BoundsError, match="flip: ")
+
+
+@op(samples=_flip_samples, errors=_flip_errors, method=True, view=True)
+def flip(xp, x, *, axis=None):
+    """The order along these axes, or all of them, reversed. Raises: BoundsError."""
+    return xp.flip(x, axis=axis)
+
+
+@flip.grad("x")
+def _(xp, dy, *, axis):
+    return xp.flip(dy, axis=axis)
+
+
+def _roll_samples(draw: Draw):
+    yield Sample(draw.normal(5), shift=2)
+    yield Sample(draw.normal(2, 3), shift=-4)
+    yield Sample(draw.normal(2, 3), shift=1, axis=-1)
+    yield Sample(draw.normal(2, 3, 4), shift=(1, -2), axis=(0, 2))
+    yield Sample(draw.normal(0, 3), shift=1, axis=0)
+
+
+def _roll_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), shift=1, axis=2, error=BoundsError, match="roll: ")
+
+
+@op(samples=_roll_samples, errors=_roll_errors, method=True)
+def roll(xp, x, *, shift, axis=None):
+    """Elements moved on by `shift` places, those past the end coming in at the front; x is flattened without `axis`."""
+    return xp.roll(x, shift, axis=axis)
+
+
+@roll.grad("x")
+def _(xp, dy, *, shift, axis):
+    back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
+    return xp.roll(dy, back, axis=axis)
+
+
+def _rot90_samples(draw: Draw):
+    for k in range(-1, 3):
+        yield Sample(draw.normal(2, 3), k=k)
+    yield Sample(draw.normal(2, 3, 4), axes=(-1, 0))
+    yield Sample(draw.normal(0, 3))
+
+
+def _rot90_errors(draw: Draw):
+    yield ErrorSample(draw.normal(3), error=ShapeError, match=r"rot90: .*\(3,\)")
+
+
+@op(samples=_rot90_samples, errors=_rot90_errors, view=True)
+def rot90(xp, x, *, k=1, axes=(0, 1)):
+    """Turned k times by 90 degrees, from the first of the axes towards the second. Shapes: x (2, 3) -> y (3, 2). Raises: ShapeError."""
+    if x.ndim < 2:
+        raise ShapeError(f"rot90: expected at least two axes, got {x.shape}")
+    return xp.rot90(x, k, axes)
+
+
+@rot90.grad("x")
+def _(xp, dy, *, k, axes):
+    return xp.rot90(dy, -k, axes)
+
+
+# --- Repeating and padding ------------------------------------------------------------------------------------------
+
+
+def _repeat_samples(draw: Draw):
+    yield Sample(draw.normal(), repeats=3)
+    yield Sample(draw.normal(2, 3), repeats=2)
+    yield Sample(draw.normal(2, 3, 4), repeats=2, axis=1)
+    yield Sample(draw.normal(2, 3), repeats=(2, 0, 1), axis=-1)
+    yield Sample(draw.normal(2, 2), repeats=(1, 2, 0, 3))
+    yield Sample(draw.normal(0, 3), repeats=2, axis=0)
+
+
+def _repeat_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), repeats=(1, 2), axis=1, error=ShapeError, match=r"repeat: .*\(2, 3\)")
+    yield ErrorSample(draw.normal(2, 3), repeats=-1, error=ShapeError, match="repeat: ")
+
+
+@op(samples=_repeat_samples, errors=_repeat_errors, method=True)
+def repeat(xp, x, *, repeats, axis=None):
+    """Each element along the axis `repeats` times, or repeats[i] times; x is flattened without `axis`. NumPy's meaning, not PyTorch's.
+
+    Shapes: x (2, 3), 2 repeats, axis=1 -> y (2, 6). Raises: ShapeError.
+    """
+    return xp.repeat(x, repeats, axis=axis)
+
+
+@repeat.grad("x")
+def _(xp, dy, x_shape, *, repeats, axis):
+    shape = (math.prod(x_shape),) if axis is None else x_shape
+    axis = 0 if axis is None else axis % len(shape)
+    if isinstance(repeats, tuple) and len(repeats) == 1:
+        (repeats,) = repeats
+    if isinstance(repeats, int):
+        dx = xp.sum(xp.reshape(dy, (*shape[: axis + 1], repeats, *shape[axis + 1 :])), axis=axis + 1)
+    else:
+        index = xp.repeat(xp.arange(shape[axis]), repeats)
+        dx = xp.index_add(shape, at_axis(axis, index)[:-1], dy)
+    return xp.reshape(dx, x_shape)
+
+
+def _tile_samples(draw: Draw):
+    yield Sample(draw.normal(), reps=3)
+    yield Sample(draw.normal(2, 3), reps=2)
+    yield Sample(draw.normal(2, 3), reps=(3, 1))
+    yield Sample(draw.normal(3), reps=(2, 1, 4))
+    yield Sample(draw.normal(2, 3), reps=(2, 0))
+
+
+@op(samples=_tile_samples)
+def tile(xp, x, *, reps):
+    """The whole of x side by side, reps[i] times along axis i. Shapes: x (2, 3), reps (2, 4) -> y (4, 12)."""
+    return xp.tile(x, reps)
+
+
+@tile.grad("x")
+def _(xp, dy, x_shape, *, reps):
+    reps = reps if isinstance(reps, tuple) else (reps,)
+    ndim = max(len(reps), len(x_shape))
+    reps = (1,) * (ndim - len(reps)) + reps
+    shape = (1,) * (ndim - len(x_shape)) + x_shape
+    apart = tuple(n for pair in zip(reps, shape) for n in pair)
+    return xp.reshape(xp.sum(xp.reshape(dy, apart), axis=tuple(range(0, 2 * ndim, 2))), x_shape)
+
+
+PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
+
+
+def _pad_samples(draw: Draw):
+    yield Sample(draw.normal(3), pad_width=2)
+    yield Sample(draw.normal(2, 3), pad_width=(1, 0), constant_values=-2.5)
+    yield Sample(draw.normal(2, 3), pad_width=((1, 2), (0, 3)), constant_values=((1.0, 2.0), (3.0, 4.0)))
+    yield Sample(draw.normal(0, 3), pad_width=1)
+    for mode in PAD_MODES[1:]:
+        yield Sample(draw.normal(3), pad_width=7, mode=mode)
+        yield Sample(draw.normal(2, 3), pad_width=((1, 2), (0, 3)), mode=mode)
+
+
+def _pad_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), pad_width=((1, 2), (1, 2), (1, 2)), error=ShapeError, match=r"pad: .*\(2, 3\)")
+    yield ErrorSample(draw.normal(2, 3), pad_width=-1, error=ShapeError, match="pad: ")
+    yield ErrorSample(draw.normal(2, 3), pad_width=1, mode="mirror", error=OptionError, match="pad: .*reflect.*'mirror'")
+    yield ErrorSample(draw.normal(0, 3), pad_width=1, mode="edge", error=ShapeError, match=r"pad: .*\(0, 3\)")
+
+
+def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[int, int]]:
+    return [(int(before), int(after)) for before, after in np.broadcast_to(pad_width, (ndim, 2))]
+
+
+@op(samples=_pad_samples, errors=_pad_errors)
+def pad(xp, x, *, pad_width, mode="constant", constant_values=0):
+    """x with borders: `pad_width` elements before and after, (before, after), or one such pair per axis.
+
+    mode: "constant" (`constant_values`), "edge" (the last value), "reflect" (mirrored, without the edge), "symmetric" (mirrored,
+    with the edge), "wrap" (from the other end).
+    Shapes: x (2, 3), pad_width=1 -> y (4, 5). Raises: ShapeError, OptionError.
+    """
+    if mode not in PAD_MODES:
+        raise OptionError(f"pad: expected mode to be one of {', '.join(PAD_MODES)}, got {mode!r}")
+    widths = _pad_widths(pad_width, x.ndim)
+    if mode == "constant":
+        return xp.pad(x, widths, constant_values=constant_values)
+    return xp.pad(x, widths, mode=mode)
+
+
+@pad.grad("x")
+def _(xp, dy, x_shape, *, pad_width, mode):
+    for axis, (n, (before, after)) in enumerate(zip(x_shape, _pad_widths(pad_width, len(x_shape)))):
+        if mode == "constant":
+            dy = dy[at_axis(axis, slice(before, before + n))]
+        elif before or after:  # every element of the border is a copy of one inside: its gradient goes there
+            origin = xp.pad(xp.arange(n), (before, after), mode=mode)
+            shape = (*dy.shape[:axis], n, *dy.shape[axis + 1 :])
+            dy = xp.index_add(shape, at_axis(axis, origin)[:-1], dy)
+    return dy
+
+
+# --- Diagonals and triangles ----------------------------------------------------------------------------------------
+
+
+def _on_diagonal(xp, values: Any, offset: int, rows: int, columns: int) -> Any:
+    """Matrices of zeros with the values along a diagonal. Shapes: values (..., k) -> (..., rows, columns)."""
+    count = values.shape[-1]
+    top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
+    square = xp.where(xp.eye(count, dtype=bool), xp.expand_dims(values, -1), 0)
+    widths = [(0, 0)] * (values.ndim - 1) + [(top, rows - count - top), (left, columns - count - left)]
+    return xp.pad(square, widths)
+
+
+def _diagonal_samples(draw: Draw):
+    yield Sample(draw.normal(2, 3))
+    yield Sample(draw.normal(4, 3), offset=-2)
+    yield Sample(draw.normal(2, 4, 3), offset=1, axis1=-1, axis2=0)
+    yield Sample(draw.normal(2, 3), offset=5)
+    yield Sample(draw.normal(0, 3))
+
+
+def _diagonal_errors(draw: Draw):
+    yield ErrorSample(draw.normal(3), error=ShapeError, match=r"diagonal: .*\(3,\)")
+    yield ErrorSample(draw.normal(2, 3), axis1=1, error=ShapeError, match="diagonal: ")
+
+
+@op(samples=_diagonal_samples, errors=_diagonal_errors, method=True, view=True)
+def diagonal(xp, x, *, offset=0, axis1=0, axis2=1):
+    """The elements x[..., i, i + offset] of two axes, as the last axis. Shapes: x (2, 3, 4) -> y (4, 2). Raises: ShapeError."""
+    if x.ndim < 2:
+        raise ShapeError(f"diagonal: expected at least two axes, got {x.shape}")
+    return xp.diagonal(x, offset, axis1, axis2)
+
+
+@diagonal.grad("x")
+def _(xp, dy, x_shape, *, offset, axis1, axis2):
+    return xp.moveaxis(_on_diagonal(xp, dy, offset, x_shape[axis1], x_shape[axis2]), (-2, -1), (axis1, axis2))
+
+
+def _diag_samples(draw: Draw):
+    for k in (0, 2, -1):
+        yield Sample(draw.normal(3), k=k)
+        yield Sample(draw.normal(3, 4), k=k)
+    yield Sample(draw.normal(0))
+
+
+def _diag_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3, 4), error=ShapeError, match=r"diag: .*\(2, 3, 4\)")
+
+
+@op(samples=_diag_samples, errors=_diag_errors, view=True)
+def diag(xp, x, *, k=0):
+    """The k-th diagonal of a matrix, or a matrix with the vector x on it. Shapes: x (m, n) -> y (min(m, n),), or x (n,) -> y (n, n)."""
+    if x.ndim not in (1, 2):
+        raise ShapeError(f"diag: expected a vector or a matrix, got {x.shape}; diagonal() takes more axes")
+    return xp.diag(x, k)
+
+
+@diag.grad("x")
+def _(xp, dy, x_shape, *, k):
+    return xp.diagonal(dy, k) if len(x_shape) == 1 else _on_diagonal(xp, dy, k, *x_shape)
+
+
+def _triangle_samples(draw: Draw):
+    yield Sample(draw.normal(3, 4))
+    yield Sample(draw.normal(2, 4, 3), k=1)
+    yield Sample(draw.normal(4, 3), k=-2)
+    yield Sample(draw.normal(0, 3))
+
+
+@op(samples=_triangle_samples, method=True)
+def tril(xp, x, *, k=0):
+    """The last two axes with zeros above the k-th diagonal. Shapes: x (..., m, n) -> y the same."""
+    return xp.tril(x, k)
+
+
+@tril.grad("x")
+def _(xp, dy, *, k):
+    return xp.tril(dy, k)
+
+
+@op(samples=_triangle_samples, method=True)
+def triu(xp, x, *, k=0):
+    """The last two axes with zeros below the k-th diagonal. Shapes: x (..., m, n) -> y the same."""
+    return xp.triu(x, k)
+
+
+@triu.grad("x")
+def _(xp, dy, *, k):
+    return xp.triu(dy, k)
+
+
 # --- Methods whose arguments are not the op's -----------------------------------------------------------------------
 
 
