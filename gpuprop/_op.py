@@ -115,37 +115,26 @@ class Plan:
     steps: tuple[Step, ...]
     generic: tuple[Step, ...]  # the same by generic rules: gradients that are differentiated again
     missing: tuple[str, ...]  # wanted inputs without a gradient rule
-    sources: Callable[[Sequence], tuple]  # inputs -> the nodes of the wanted ones
-    keep: Callable[[Sequence], Sequence]  # inputs -> the kept ones
+    only: int  # the wanted input where there is one, else -1
+    keep: Callable[[Sequence], Sequence] | None  # inputs -> the kept ones
     keeps_others: bool  # anything but inputs
     output_place: int  # in the record's `kept`
 
+    def sources(self, inputs: Sequence) -> tuple:
+        """The nodes of the wanted inputs."""
+        return tuple([inputs[i]._node for i in self.wanted])
 
-def _chooser(places: tuple[int, ...], count: int) -> Callable[[Sequence], Sequence]:
-    """A function that takes the items at these places, as cheap as Python has one."""
-    if places == tuple(range(count)):
-        return lambda items: items
+
+def _chooser(places: tuple[int, ...], count: int) -> Callable[[Sequence], Sequence] | None:
+    """A function that takes the items at these places, as cheap as Python has one; None where there are none."""
     if not places:
-        return lambda items: ()
+        return None
+    if places == tuple(range(count)):
+        return tuple
     if len(places) == 1:
         (i,) = places
         return lambda items: (items[i],)
     return operator.itemgetter(*places)
-
-
-def _node_chooser(places: tuple[int, ...]) -> Callable[[Sequence], tuple]:
-    if len(places) == 1:
-        (i,) = places
-        return lambda inputs: (inputs[i]._node,)
-    if len(places) == 2:
-        i, j = places
-        return lambda inputs: (inputs[i]._node, inputs[j]._node)
-    return lambda inputs: tuple(inputs[i]._node for i in places)
-
-
-def _only_result_of(function: Callable) -> Callable:
-    """A rule for any number of inputs returns a tuple, also for one."""
-    return lambda *args, **options: function(*args, **options)[0]
 
 
 class Op:
@@ -435,7 +424,7 @@ class Op:
             steps=tuple(steps),
             generic=tuple(step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic),
             missing=tuple(self.input_name(i) for i in wanted if i not in found),
-            sources=_node_chooser(wanted),
+            only=wanted[0] if len(wanted) == 1 else -1,
             keep=_chooser(kept_inputs, count),
             keeps_others=bool(kept_shapes or keeps_output or kept_residuals),
             output_place=places.get("y", -1),

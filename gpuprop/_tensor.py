@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator as python_operators
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -570,27 +569,16 @@ def _rebuild(kind: type, host: np.ndarray, device: str, requires_grad: bool, gra
 
 def install(op: Op, *, operator: str | None = None, method: str | None = None) -> None:
     """Gives Tensor an operator (from both sides for two operands) or a method that calls the op."""
-    from .tape import call
+    from .tape import call, operators
 
     if operator is not None:
-        options = op.defaults
         if len(op.inputs) == 1:
-
-            def unary(self):
-                return call(op, (self,), options)
-
-            setattr(Tensor, f"__{operator}__", unary)
+            setattr(Tensor, f"__{operator}__", lambda self: call(op, (self,), op.defaults))
         else:
-
-            def forward(self, other):
-                return call(op, (self, other), options)
-
-            def reverse(self, other):
-                return call(op, (other, self), options)
-
-            setattr(Tensor, f"__{operator}__", forward)
-            if hasattr(python_operators, f"__{operator}__") and operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
-                setattr(Tensor, f"__r{operator}__", reverse)
+            operate, reflected = operators(op)
+            setattr(Tensor, f"__{operator}__", operate)
+            if operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
+                setattr(Tensor, f"__r{operator}__", reflected)
     if method is not None:
 
         def bound(self, *args: Any, **options: Any):

@@ -42,7 +42,7 @@ def test_who_asks_for_cuda_never_gets_a_cpu():
     if gp.is_available():
         pytest.skip("there is a CUDA device")
     done = python("import gpuprop as gp; gp.zeros(2)", GPUPROP_DEVICE="cuda")
-    assert "DeviceError: device: 'cuda' was asked for and cannot be had" in done.stderr
+    assert "DeviceError: device: 'cuda:0' was asked for and cannot be had" in done.stderr
     with pytest.raises(DeviceError, match="cannot be had"):
         gp.set_default_device("cuda")
 

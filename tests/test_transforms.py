@@ -10,15 +10,6 @@ from gpuprop.errors import ArgumentError, DtypeError, MutationError, ShapeError
 rng = np.random.default_rng(7)
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    """Plain arrays go to the default device."""
-    before = gp.default_device()
-    gp.set_default_device("cpu")
-    yield
-    gp.set_default_device(before)
-
-
 # --- grad -----------------------------------------------------------------------------------------------------------
 
 
