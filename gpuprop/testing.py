@@ -23,7 +23,9 @@ class Sample:
     """
 
     def __init__(self, *inputs: Any, order: int = 2, **options: Any):
-        self.inputs = inputs
+        self.inputs = tuple(
+            np.asarray(v) if isinstance(v, np.generic) else v for v in inputs
+        )  # sums of 0-d arrays are scalars
         self.options = options
         self.order = order
 
@@ -196,7 +198,9 @@ def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
             if not taped[i].requires_grad:
                 taped[i] = taped[i].detach().requires_grad_()
         y = f(*taped)
-        outs = [t for t in (y if isinstance(y, (tuple, list)) else [y]) if isinstance(t, Tensor) and is_floating(t.dtype)]
+        outs = [
+            t for t in (y if isinstance(y, (tuple, list)) else [y]) if isinstance(t, Tensor) and is_floating(t.dtype)
+        ]
         pairs = [(t, u) for t, u in zip(outs, us) if t.requires_grad]
         result = walk(pairs, wanted=[taped[i]._node for i in own], create_graph=True)
         return tuple(result.get(taped[i]._node, Tensor(np.zeros(taped[i].shape))) for i in own)

@@ -443,7 +443,7 @@ def cumprod(xp, x, *, axis=None, dtype=None):
 
 @cumprod.grad("x")
 def _(xp, dy, x, *, axis):
-    # dx_i = (x_1 ... x_(i-1)) s_i, s_i = dy_i + x_(i+1) s_(i+1), because y / x_i fails at 0. The recurrence is solved by
+    # dx_i = (x_1 ... x_(i-1)) s_i, s_i = dy_i + x_(i+1) s_(i+1), because y / x_i fails at 0. It is solved by
     # doubling: after each step, s_i and the factor in front of the next reach twice as far.
     rows = xp.reshape(x, (-1,)) if axis is None else xp.moveaxis(x, axis, -1)
     reached = dy if axis is None else xp.moveaxis(dy, axis, -1)

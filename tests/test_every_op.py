@@ -1,0 +1,255 @@
+"""Every op of the registry, on every sample: values, derivatives, dtypes, devices, layouts, errors.
+
+A new op is tested here by being declared. What cannot be said of all ops stands in `tests/ops/`.
+"""
+
+import zlib
+
+import numpy as np
+import pytest
+import scipy.special
+from conftest import CUDA
+
+import gpuprop as gp
+from gpuprop import testing
+from gpuprop._op import REGISTRY
+from gpuprop._tensor import Tensor
+from gpuprop.device import backend_for, copy_to, device_scope, require
+from gpuprop.tape import is_floating, walk
+
+OPS = [op for op in REGISTRY.values() if op.__module__.startswith("gpuprop.")]
+
+
+def cases(kind):
+    for op in OPS:
+        draw = testing.Draw(zlib.crc32(op.name.encode()))  # an op's samples do not depend on the other ops
+        for index, sample in enumerate(getattr(op, kind)(draw) if getattr(op, kind) else ()):
+            yield pytest.param(op, sample, id=f"{op.name}-{index}")
+
+
+CASES = list(cases("samples"))
+every_sample = pytest.mark.parametrize("op, sample", CASES)
+smooth_samples = pytest.mark.parametrize("op, sample", [c for c in CASES if c.values[0].smooth and c.values[1].order])
+
+
+@pytest.fixture
+def place(request):
+    if request.param == "cuda" and not gp.is_available():
+        pytest.skip(gp.device_report()["cuda_reason"])
+    return request.param
+
+
+# --- One run of an op -----------------------------------------------------------------------------------------------
+
+
+def differentiable(op, inputs):
+    """The positions of the real arrays that have a gradient rule."""
+    ruled = {target for rule in op.gradients for target in rule.targets}
+    last = len(op.inputs) - 1
+    return [
+        i
+        for i, value in enumerate(inputs)
+        if isinstance(value, np.ndarray) and is_floating(value.dtype) and op.inputs[min(i, last)] in ruled
+    ]
+
+
+def cast(value, dtype):
+    return value.astype(dtype) if isinstance(value, np.ndarray) and is_floating(value.dtype) else value
+
+
+def contiguous(array):
+    return array
+
+
+def strided(array):
+    """The same values in a part of a larger array, in Fortran order."""
+    wide = np.zeros([2 * n for n in reversed(array.shape)], array.dtype)
+    wide[(..., *[slice(None, None, 2)] * wide.ndim)] = array.T
+    return wide
+
+
+def as_tensor(gradient):
+    """What a walk hands out; NumPy's operators make 0-d arrays scalars."""
+    return Tensor(np.asarray(gradient) if isinstance(gradient, np.generic) else gradient)
+
+
+def narrowed(wide):
+    return wide[(..., *[slice(None, None, 2)] * wide.ndim)].T
+
+
+class Run:
+    """An op's results, and gradients for random cotangents, of one sample on one device; everything as host arrays."""
+
+    def __init__(self, op, sample, place="cpu", dtype=np.float64, layout=contiguous, order=1):
+        device = require(place)
+        kind = backend_for(device).array_type
+        rng = np.random.default_rng(7)
+
+        def put(value):
+            if not isinstance(value, np.ndarray):
+                return value
+            if layout is contiguous:
+                return Tensor(copy_to(value.copy(), device))
+            return Tensor(narrowed(copy_to(strided(value), device)))
+
+        def random_like(tensors):
+            drawn = [np.asarray(rng.standard_normal(t.shape), t.dtype) for t in tensors]
+            return [Tensor(copy_to(u, device)) for u in drawn]
+
+        def host(tensors):
+            assert all(type(t.data) is kind for t in tensors), "results are arrays of the device, 0-d ones too"
+            return [t.numpy() for t in tensors]
+
+        before = [cast(value, dtype) for value in sample.inputs]
+        with device_scope(device):
+            inputs = [put(value) for value in before]
+            wanted = [inputs[i].requires_grad_() for i in differentiable(op, before)] if order else []
+            results = op(*inputs, **{k: str(device) if v == "cpu" else v for k, v in sample.options.items()})
+            results = results if isinstance(results, tuple) else (results,)
+            self.values = host(results)
+            self.gradients: list = []
+            roots = [t for t in results if t.requires_grad]
+            for level in range(order if wanted and op.smooth else 0):
+                cotangents = random_like(roots)
+                kept = host(cotangents)
+                pairs = [(t, u if level + 1 < order else u.data) for t, u in zip(roots, cotangents)]
+                found = walk(pairs, wanted=[t._node for t in wanted], create_graph=level + 1 < order)
+                found = [found.get(t._node) for t in wanted]
+                found = [g if g is None or isinstance(g, Tensor) else as_tensor(g) for g in found]
+                self.gradients += [None if g is None else host([g])[0] for g in found]
+                for u, bytes_before in zip(cotangents, kept):
+                    np.testing.assert_array_equal(u.numpy(), bytes_before, "a cotangent was changed")
+                roots = [g for g in found if g is not None and g.requires_grad]
+                if not roots:
+                    break
+        for value, tensor in zip(before, inputs):
+            if isinstance(tensor, Tensor):
+                np.testing.assert_array_equal(tensor.numpy(), value, "an input was changed")
+
+
+def assert_agree(actual, expected, sample, dtype):
+    """Equal within 8 eps of the dtype, times the largest value that occurs, times the root of the length of the longest sum.
+
+    Rounding errors of a sum grow as the root of its length; no sum is longer than the inputs are large.
+    """
+    arrays = [a for a in sample.inputs if isinstance(a, np.ndarray)]
+    length = max([1, *(a.size for a in arrays)])
+    tolerance = 8 * np.finfo(dtype).eps * np.sqrt(length)
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        if e is None or e.dtype.kind not in "fV":
+            np.testing.assert_array_equal(a, e)
+        else:
+            largest = max([1.0, *np.abs(e[np.isfinite(e)], dtype=np.float64).ravel()])
+            np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * largest)
+
+
+# --- The tests ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_an_op_says_what_it_computes(op):
+    first = (op.__doc__ or "").strip().split("\n")[0]
+    assert len(first) > 10 and first.rstrip().endswith((".", ":", ";", ",")), "a docstring begins with a sentence"
+
+
+# Where the function that NumPy or SciPy has for an op has another name, or takes its arguments otherwise.
+REFERENCES = {
+    "astype": lambda x, dtype: x.astype(dtype),
+    "einsum": lambda *arrays, subscripts: np.einsum(subscripts, *arrays),
+    "erf": scipy.special.erf,
+    "logsumexp": scipy.special.logsumexp,
+    "norm": np.linalg.norm,
+}
+
+
+def reference(op):
+    return REFERENCES.get(op.name) or getattr(np, op.name, None)
+
+
+@pytest.mark.parametrize("op, sample", [c for c in CASES if reference(c.values[0])])
+def test_values_are_those_of_numpy(op, sample):
+    inputs = [list(sample.inputs)] if op.variadic and op.name != "einsum" else sample.inputs
+    expected = reference(op)(*inputs, **sample.options)
+    actual = op(*sample.inputs, **sample.options)
+    several = isinstance(expected, (list, tuple))
+    expected = [np.asarray(e) for e in (expected if several else [expected])]
+    actual = list(actual) if several else [actual]
+    assert [a.dtype for a in actual] == [e.dtype for e in expected]
+    assert [a.shape for a in actual] == [e.shape for e in expected]
+    assert_agree(actual, expected, sample, np.float64)
+
+
+@every_sample
+def test_plain_arrays_in_plain_arrays_out(op, sample):
+    results = op(*sample.inputs, **sample.options)
+    results = results if isinstance(results, tuple) else (results,)
+    for result, expected in zip(results, Run(op, sample, order=0).values, strict=True):
+        assert type(result) is np.ndarray
+        np.testing.assert_array_equal(result, expected)
+
+
+@smooth_samples
+def test_derivatives_are_those_of_finite_differences(op, sample):
+    places = differentiable(op, sample.inputs)
+    numbers = [i for i, v in enumerate(sample.inputs) if type(v) is float]
+    if not places:
+        pytest.skip("no real array in this sample")
+
+    def f(*real):
+        inputs = list(sample.inputs)
+        for i, value in zip([*places, *numbers], real):
+            inputs[i] = value
+        return op(*inputs, **sample.options)
+
+    testing.check_gradients(f, *(sample.inputs[i] for i in [*places, *numbers]), order=sample.order)
+
+
+@every_sample
+def test_float32_stays_float32_and_agrees_with_float64(op, sample):
+    rounded = testing.Sample(*(cast(cast(v, np.float32), np.float64) for v in sample.inputs), **sample.options)
+    single, double = Run(op, rounded, dtype=np.float32), Run(op, rounded)
+    assert_agree(single.values, double.values, sample, np.float32)
+    if sample.order:
+        assert_agree(single.gradients, double.gradients, sample, np.float32)
+    assert all(g is None or g.dtype == np.float32 for g in single.gradients)
+    for s, d in zip(single.values, double.values):
+        promoted = any(isinstance(v, np.ndarray) and v.dtype == np.int64 for v in sample.inputs) and reference(op)
+        if "dtype" not in sample.options and not promoted:
+            assert s.dtype == (np.float32 if d.dtype == np.float64 and differentiable(op, sample.inputs) else d.dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("place", ["cpu", CUDA], indirect=True)
+@every_sample
+def test_devices_agree(op, sample, place, dtype):
+    expected = Run(op, sample, "guard", dtype, order=min(sample.order, 2))
+    actual = Run(op, sample, place, dtype, order=min(sample.order, 2))
+    assert [v.dtype for v in actual.values] == [v.dtype for v in expected.values]
+    assert_agree(actual.values, expected.values, sample, dtype)
+    assert_agree(actual.gradients, expected.gradients, sample, dtype)
+
+
+@pytest.mark.parametrize("place", ["cpu", CUDA], indirect=True)
+@every_sample
+def test_layout_in_memory_does_not_matter(op, sample, place):
+    expected, actual = Run(op, sample, place), Run(op, sample, place, layout=strided)
+    assert_agree(actual.values, expected.values, sample, np.float64)
+    if sample.order:
+        assert_agree(actual.gradients, expected.gradients, sample, np.float64)
+
+
+@pytest.mark.parametrize("op, sample", list(cases("errors")))
+def test_wrong_arguments_are_refused(op, sample):
+    tensors = [Tensor(v) if isinstance(v, np.ndarray) else v for v in sample.inputs]
+    with pytest.raises(sample.error, match=sample.match) as raised:
+        op(*tensors, **sample.options)
+    assert str(raised.value).startswith(f"{op.name}: ")
+    assert isinstance(raised.value, gp.Error)
+
+
+@every_sample
+def test_samples_are_never_square(op, sample):
+    for value in sample.inputs:
+        if isinstance(value, np.ndarray) and value.ndim > 1 and value.size > 1:
+            assert value.shape[-1] != value.shape[-2], "a transposition would go unseen"
