@@ -76,7 +76,7 @@ class Preprocessing:
         """
         made = cls(task, target, [])
         if task == "classification":
-            made.classes = _classes(table, target)
+            made.classes = classes_of(table, target)
         else:
             values = _target_numbers(table, target)[rows]
             made.mean, made.scale = float(values.mean()), _spread(values)
@@ -138,8 +138,7 @@ class Preprocessing:
         """The target of every row: (N,) int64 class numbers, or (N, 1) float32 standardised values."""
         if self.task == "regression":
             return ((_target_numbers(table, self.target) - self.mean) / self.scale).astype(np.float32)[:, None]
-        number = {label: i for i, label in enumerate(self.classes)}
-        return np.array([number[label] for label in _labels(table, self.target)], dtype=np.int64)
+        return class_numbers(table, self.target, self.classes)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Outputs of the network for a regression, (N, 1), in the target's own units: (N,) float64."""
@@ -264,7 +263,14 @@ def _labels(table: Table, target: str) -> list[Any]:
     return values.tolist()
 
 
-def _classes(table: Table, target: str) -> list[Any]:
+def class_numbers(table: Table, target: str, classes: list[Any]) -> np.ndarray:
+    """The place of each row's label among the classes: (N,) int64."""
+    number = {label: i for i, label in enumerate(classes)}
+    return np.array([number[label] for label in _labels(table, target)], dtype=np.int64)
+
+
+def classes_of(table: Table, target: str) -> list[Any]:
+    """The different labels in a target, in order. Raises: DataError where there is only one, or hardly two rows share one."""
     labels = _labels(table, target)
     classes = sorted(set(labels))
     if len(classes) == 1:

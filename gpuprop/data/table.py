@@ -126,14 +126,13 @@ def _parse(cells: tuple[str, ...]) -> np.ndarray:
 
 def _read_npz(path: Path) -> Table:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an archive of arrays (numpy.savez), got a single array")
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:  # which np.load would leave open where it fails
+            archive = np.load(file, allow_pickle=False)
+            arrays = None if isinstance(archive, np.ndarray) else {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: is not an archive of plain arrays: {str(error).splitlines()[0]}") from error
+    if arrays is None:
+        raise DataError(f"{path}: expected an archive of arrays (numpy.savez), got a single array")
     sizes = {array.shape[0] for array in arrays.values() if array.ndim}
     if any(not array.ndim for array in arrays.values()) or len(sizes) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
