@@ -1,3 +1,3 @@
 """The ops, one file per family. Importing this package fills the registry."""
 
-from . import activations, arithmetic, comparisons, elementary, indexing, linalg, reductions, shape  # noqa: F401
+from . import activations, arithmetic, comparisons, elementary, indexing, linalg, losses, reductions, shape  # noqa: F401

@@ -1,8 +1,11 @@
-"""Activation functions, with PyTorch's names and definitions. Shapes, unless said otherwise: x (...) -> y (...), same dtype.
+"""Activation functions, with PyTorch's names and definitions.
 
-Values, gradients and second derivatives are finite at +-1e4 in every floating dtype, and right at +-inf where a limit exists: rules
-exponentiate negative numbers only, and limit what is multiplied by something that vanishes. Gradients keep y rather than x
-where they are a function of y, because the next layer keeps y anyway. Where a derivative jumps, the docstring says which value is returned.
+Shapes, unless said otherwise: x (...) -> y (...), same dtype.
+
+Values, gradients and second derivatives are finite at +-1e4 in every floating dtype, and right at +-inf where a limit
+exists: rules exponentiate negative numbers only, and limit what is multiplied by something that vanishes. Gradients
+keep y rather than x where they are a function of y, because the next layer keeps y anyway. Where a derivative jumps,
+the docstring says which value is returned.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def _bad_slopes(draw: Draw):
 def leaky_relu(xp, x, *, negative_slope=0.01):
     """Leaky rectifier: y = max(x, 0) + negative_slope * min(x, 0). At 0 the gradient is negative_slope.
 
-    Raises: OptionError for a negative slope below 0: then the sign of y would not tell the sign of x, and y is all that is kept.
+    Raises: OptionError for a slope below 0: then the sign of y would not tell the sign of x, and y is all that is kept.
     """
     _at_least_zero("leaky_relu", "negative_slope", negative_slope)
     return xp.maximum(x, 0) + negative_slope * xp.minimum(x, 0)
@@ -119,7 +122,8 @@ def prelu(xp, x, weight):
     channels = x.shape[1] if x.ndim > 1 else 1
     if weight.ndim > 1 or weight.size not in (1, channels):
         raise ShapeError(
-            f"prelu: expected a weight of 1 or {channels} numbers, one per channel (axis 1) of x {x.shape}, got {weight.shape}"
+            f"prelu: expected a weight of 1 or {channels} numbers, one per channel (axis 1) of x {x.shape}, "
+            f"got {weight.shape}"
         )
     return xp.maximum(x, 0) + _slope_per_channel(xp, weight, x.ndim) * xp.minimum(x, 0)
 
@@ -465,7 +469,7 @@ def _(xp, dy, y, *, axis):
 
 @op(samples=_axes, errors=_bad_axes, method=True)
 def log_softmax(xp, x, *, axis=-1):
-    """Logarithm of the softmax: y_i = x_i - log(sum_j exp(x_j)), the sum over the axis; infinite entries as in softmax."""
+    """Logarithm of the softmax: y_i = x_i - log(sum_j exp(x_j)), the sum over the axis. Infinities: as softmax."""
     if not x.size:
         return xp.zeros_like(x)
     axis = axis if x.ndim else None

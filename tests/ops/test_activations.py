@@ -1,4 +1,4 @@
-"""Activations: values from independent formulas, limits far from 0, and the subgradients that the docstrings promise."""
+"""Activations: values from independent formulas, limits far from 0, and the subgradients that docstrings promise."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_the_lower_tails_keep_their_relative_precision():
     np.testing.assert_allclose(gp.numpy.silu(x), x * np.exp(special.log_expit(x)), rtol=1e-13)
 
 
-# name, options, then y, y' and y'' at -inf (or -1e4) and at +inf (or 1e4); a function of x where the limit is not a number
 def same(x):
     return x
 
 
+# name, options, then y, y' and y'' at -inf (or -1e4) and at +inf (or 1e4): numbers, or functions of x
 LIMITS = [
     ("relu", {}, (0, 0, 0), (same, 1, 0)),
     ("relu6", {}, (0, 0, 0), (6, 0, 0)),
@@ -144,7 +144,7 @@ def test_limits_along_an_axis(name, dtype):
 
 # The gradients at kinks, as the docstrings say: name, options, {x: gradient}
 KINKS = [
-    ("relu", {}, {0.0: 0, -0.0: 0}),
+    ("relu", {}, {0.0: 0}),
     ("relu6", {}, {0.0: 0, 6.0: 0}),
     ("leaky_relu", {}, {0.0: 0.01}),
     ("elu", {"alpha": 0.5}, {0.0: 0.5}),
