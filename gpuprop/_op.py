@@ -137,6 +137,11 @@ def _chooser(places: tuple[int, ...], count: int) -> Callable[[Sequence], Sequen
     return operator.itemgetter(*places)
 
 
+def _only_result_of(function: Callable) -> Callable:
+    """A rule for any number of inputs returns a tuple, also for one."""
+    return lambda *args, **options: function(*args, **options)[0]
+
+
 class Op:
     """A differentiable operation. Called as `op(x, ...)` by users, as `op(xp, x, ...)` inside other rules."""
 
