@@ -226,7 +226,7 @@ def _swapaxes_errors(draw: Draw):
 @op(samples=_swapaxes_samples, errors=_swapaxes_errors, method=True, view=True)
 def swapaxes(xp, x, *, axis1, axis2):
     """Two axes exchanged. Shapes: x (2, 3, 4), axes 0 and 2 -> y (4, 3, 2). Raises: BoundsError."""
-    return xp.swapaxes(x, axis1, axis2)
+    return xp.swapaxes(x, normal_axis(axis1, x.ndim, "swapaxes"), normal_axis(axis2, x.ndim, "swapaxes"))
 
 
 @swapaxes.grad("x")
@@ -466,6 +466,8 @@ def _array_split_errors(draw: Draw):
 @op(samples=_array_split_samples, errors=_array_split_errors, view=True)
 def array_split(xp, x, *, indices_or_sections, axis=0):
     """As `split`, but the first parts are longer by one where they cannot be equal. Shapes: x (7,), 3 sections -> (3,), (2,), (2,)."""
+    if indices_or_sections == 0:
+        raise ShapeError(f"array_split: expected at least one section, got 0 for {x.shape}")
     return tuple(xp.array_split(x, indices_or_sections, axis=normal_axis(axis, x.ndim, "array_split")))
 
 
@@ -692,7 +694,10 @@ def diagonal(xp, x, *, offset=0, axis1=0, axis2=1):
     """The elements x[..., i, i + offset] of two axes, as the last axis. Shapes: x (2, 3, 4) -> y (4, 2). Raises: ShapeError."""
     if x.ndim < 2:
         raise ShapeError(f"diagonal: expected at least two axes, got {x.shape}")
-    return xp.diagonal(x, offset, axis1, axis2)
+    first, second = normal_axis(axis1, x.ndim, "diagonal"), normal_axis(axis2, x.ndim, "diagonal")
+    if first == second:
+        raise ShapeError(f"diagonal: expected two different axes, got {axis1} and {axis2} of {x.shape}")
+    return xp.diagonal(x, offset, first, second)
 
 
 @diagonal.grad("x")
