@@ -84,14 +84,13 @@ class Slot:
         return declare
 
 
-class Step(NamedTuple):
-    """One call of the backward walk: a gradient rule, bound to a backend, with the places of what it needs."""
-
-    function: Callable
-    edges: tuple[int, ...]  # which of the record's edges its results go to (-1: nobody wants it)
-    kept: tuple[int, ...] | None  # places in the record's `kept`; None: all of them in order
-    options: tuple[str, ...]
-    native: Native | None  # None: a generic rule, whose result may be dy itself or a view
+# One call of the backward walk, in the order in which the walk unpacks it (a plain tuple: a named one unpacks at half the speed):
+# - the gradient rule, bound to its namespace, or the implementation;
+# - which of the record's edges its results go to (-1: nobody wants it);
+# - the places in the record's `kept` of what it needs; None: all of them in order;
+# - the names of the options that it takes;
+# - None for a generic rule, whose result may be dy itself or a view; for an implementation what the walk may do with it.
+Step = tuple[Callable, tuple[int, ...], "tuple[int, ...] | None", tuple[str, ...], "Native | None"]
 
 
 class Native(NamedTuple):
@@ -294,9 +293,9 @@ class Op:
         backend = BACKENDS[array_type]
         slot = self._slots.get(backend.name)
         twin = slot.implementation if slot else None
-        bound = Bound(functools.partial(self.rule, backend.xp), (), _Plans(self, backend, False), None)
+        bound: Bound = (functools.partial(self.rule, backend.xp), (), _Plans(self, backend, False), None)
         if twin is not None:
-            bound = Bound(twin.forward, twin.residuals, _Plans(self, backend, True), bound)
+            bound = (twin.forward, twin.residuals, _Plans(self, backend, True), bound)
         self.bound[array_type] = bound
         return bound
 
@@ -415,7 +414,7 @@ class Op:
                 function = _only_result_of(function)
             everything = kept == list(range(len(places)))
             traits = Native(rule.accumulates, rule.overwrites_dy, rule.takes_unit_seed) if native else None
-            return Step(function, edges, None if everything else tuple(kept), rule.options, traits)
+            return function, edges, None if everything else tuple(kept), rule.options, traits
 
         steps = [step(rule, indices, rule.function, True) for rule, indices in own]
         steps += [step(rule, indices, functools.partial(rule.function, backend.xp), False) for rule, indices in rest]
@@ -458,16 +457,12 @@ class Op:
         return all(any(r is not rule and t in r.targets for r in rules) for t in rule.targets)
 
 
-class Bound(NamedTuple):
-    """An op on one backend: its forward implementation or generic rule, and its plans.
-
-    A plan's key is the bit mask of the inputs that need gradients, with one more bit above for how many inputs there are.
-    """
-
-    function: Callable
-    residuals: tuple[str, ...]
-    plans: dict[int, Plan]
-    generic: Bound | None  # what serves a call that the implementation does not take; None: this is generic
+# An op on one backend, in the order in which a call unpacks it:
+# - its forward implementation, or its rule bound to the namespace;
+# - the names of the implementation's residuals;
+# - its plans, by the bit mask of the inputs that need gradients with one more bit above for how many inputs there are;
+# - the same for the generic rule, which serves a call that the implementation does not take; None: this is it.
+Bound = tuple[Callable, tuple[str, ...], "dict[int, Plan]", "Bound | None"]
 
 
 class _Plans(dict):

@@ -222,9 +222,7 @@ class Tensor:
         if not requires_grad:
             self._node = None
         elif self._node is None:
-            from .tape import is_floating
-
-            if not is_floating(self._data.dtype):
+            if not _tape.is_floating(self._data.dtype):
                 raise DtypeError(f"requires_grad: expected a floating dtype, got {self._data.dtype}; use .float()")
             if self._leaf is None:
                 self._leaf = Leaf(self._data)
@@ -256,8 +254,6 @@ class Tensor:
         retain_graph: keep what was kept, to walk again. create_graph: record the gradients, to differentiate them again.
         Raises: GraphError where nothing was recorded, ShapeError where a gradient is needed or does not fit.
         """
-        from .tape import ONE, walk
-
         if self._node is None:
             raise GraphError("backward: expected a result that depends on a tensor with requires_grad=True, got one that does not")
         if gradient is None:
@@ -265,7 +261,7 @@ class Tensor:
                 raise ShapeError(
                     f"backward: expected one element, got shape {self.shape}; reduce it (.sum(), .mean()) or pass gradient="
                 )
-            cotangent = ONE
+            cotangent = _tape.ONE
         else:
             given = gradient if isinstance(gradient, Tensor) else asarray(gradient, device=self.device)
             if given.shape != self.shape:
@@ -274,7 +270,7 @@ class Tensor:
                 raise ShapeError(f"backward: expected a gradient on {self.device}, got {given.device}")
             given = given if given.dtype == self.dtype else given.astype(self.dtype)
             cotangent = given if create_graph else given.data
-        walk([(self, cotangent)], retain_graph=retain_graph, create_graph=create_graph)
+        _tape.walk([(self, cotangent)], retain_graph=retain_graph, create_graph=create_graph)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
         """Calls `hook(gradient)` in each walk, with the total; what it returns replaces the gradient. Returns a function that removes it."""
@@ -449,11 +445,9 @@ class Tensor:
     # --- changes in place ---------------------------------------------------------------------------------------
 
     def _check_mutable(self, what: str, *others: Any) -> None:
-        from .tape import tape
-
         if not self.is_leaf:
             raise MutationError(f"{what}: expected a tensor that was not computed on the tape, got a result of {self._node.name}; use .clone()")
-        if tape.enabled:
+        if _tape.tape.enabled:
             if self._node is not None:
                 raise MutationError(f"{what}: expected no change of a leaf that requires a gradient; use it under gp.no_grad()")
             if any(isinstance(o, Tensor) and o._node is not None for o in others):
@@ -569,13 +563,11 @@ def _rebuild(kind: type, host: np.ndarray, device: str, requires_grad: bool, gra
 
 def install(op: Op, *, operator: str | None = None, method: str | None = None) -> None:
     """Gives Tensor an operator (from both sides for two operands) or a method that calls the op."""
-    from .tape import call, operators
-
     if operator is not None:
         if len(op.inputs) == 1:
-            setattr(Tensor, f"__{operator}__", lambda self: call(op, (self,), op.defaults))
+            setattr(Tensor, f"__{operator}__", lambda self: _tape.call(op, (self,), op.defaults))
         else:
-            operate, reflected = operators(op)
+            operate, reflected = _tape.operators(op)
             setattr(Tensor, f"__{operator}__", operate)
             if operator not in ("lt", "le", "gt", "ge", "eq", "ne"):
                 setattr(Tensor, f"__r{operator}__", reflected)
@@ -742,3 +734,4 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, 
     return _on_device("eye", (n, m), dtype, device, requires_grad, True)
 
 
+from . import tape as _tape  # noqa: E402  (the tape makes Tensors, so it comes after them)

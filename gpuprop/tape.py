@@ -12,7 +12,7 @@ import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush, heappushpop
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -433,8 +433,7 @@ class _Walk:
         if self.useful is not None and node not in self.useful:
             return
         if node not in pending:
-            pending[node] = gradient
-            heappush(self.waiting, (-node.number, node))
+            self.wait(node, gradient)
             if fresh:
                 self.ours.add(node)
             return
@@ -447,6 +446,11 @@ class _Walk:
                 self.ours.add(node)
         pending[node] = total
 
+    def wait(self, node: Any, gradient: Any) -> None:
+        """Puts a node that has received its first contribution among those that wait."""
+        self.pending[node] = gradient
+        heappush(self.waiting, (-node.number, node))
+
     def ones(self, node: Any) -> Any:
         """The seed of a root as an array."""
         tensor = next(t for t, cotangent in self.roots if t._node is node and cotangent is ONE)
@@ -457,16 +461,17 @@ class _Walk:
         """Takes the waiting node of the largest number until none waits. Written for few steps per record, as `call` is."""
         waiting, pending, ours, goals, useful = self.waiting, self.pending, self.ours, self.goals, self.useful
         create_graph, retain_graph = self.create_graph, self.retain_graph
-        front = None  # a node that waits outside the heap: in a chain there is never another
+        front, front_dy = None, None  # one node may wait outside the heap: in a chain there is never another
         while waiting or front is not None:
-            if front is None:
-                node = heappop(waiting)[1]
-            elif waiting and -waiting[0][0] > front.number:
-                node = heappushpop(waiting, (-front.number, front))[1]
+            if front is not None and (not waiting or front.number > -waiting[0][0]):
+                node, dy = front, front_dy
+                front = front_dy = None
             else:
-                node = front
-            front = None
-            dy = pending.pop(node)
+                if front is not None:
+                    self.wait(front, front_dy)
+                    front = None
+                node = heappop(waiting)[1]
+                dy = pending.pop(node)
             mine = False
             if ours and node in ours:
                 ours.discard(node)
@@ -513,7 +518,7 @@ class _Walk:
                     options = {name: node.options[name] for name in names}
                     if native and self.write_in_place(function, dy, arguments, options, native, edges, targets):
                         continue
-                    if native and native.overwrites_dy and mine and function is steps[-1].function:
+                    if native and native.overwrites_dy and mine and function is steps[-1][0]:
                         options["out"] = dy  # nobody else refers to it, and no later step reads it
                     gradients = function(dy, *arguments, **options)
                 else:
@@ -532,14 +537,13 @@ class _Walk:
                         gradient = gradient.astype(target.dtype)
                     if node.stack is not None:
                         _check_finite(node, e, gradient)
-                    if native or useful is not None or target in pending:
+                    if front is None and native is None and useful is None and target not in pending:
+                        front, front_dy = target, gradient
+                    else:
+                        if target is front:
+                            self.wait(front, front_dy)
+                            front = None
                         self.deliver(target, gradient, native is not None and not retain_graph)
-                    else:  # the common case of `deliver`, without the call
-                        pending[target] = gradient
-                        if front is None:
-                            front = target
-                        else:
-                            heappush(waiting, (-target.number, target))
             if not retain_graph:
                 node.kept, node.edges = None, ()
             # Frees what only this record kept, and its cotangent, before the next step allocates.
