@@ -23,9 +23,8 @@ class Sample:
     """
 
     def __init__(self, *inputs: Any, order: int = 2, **options: Any):
-        self.inputs = tuple(
-            np.asarray(v) if isinstance(v, np.generic) else v for v in inputs
-        )  # sums of 0-d arrays are scalars
+        # What NumPy's operators make of 0-d arrays are scalars, which would be taken for options.
+        self.inputs = tuple(np.asarray(v) if isinstance(v, np.generic) else v for v in inputs)
         self.options = options
         self.order = order
 
@@ -61,7 +60,7 @@ class Draw:
         return self.uniform(0.2, 3.0, *shape)
 
     def apart(self, *shape: int, gap: float = 0.1) -> np.ndarray:
-        """Distinct values of both signs, at least `gap` from each other and gap / 2 from 0: for sorting, maxima and kinks."""
+        """Distinct values of both signs, at least `gap` / 2 from each other and from 0: for sorting, maxima and kinks."""
         count = int(np.prod(shape))
         steps = np.concatenate([np.arange(1, count // 2 + 1), -np.arange(1, count - count // 2 + 1)]) - 0.25
         return np.asarray(gap * self.generator.permutation(steps).reshape(shape) + 0.0)
@@ -126,8 +125,8 @@ def check_gradients(
 ) -> None:
     """Compares gradients of f with central differences in float64, along random directions.
 
-    For each real input x, with random u and v: <v, vjp(u)> against <u, (f(x + eps v) - f(x - eps v)) / (2 eps)>; for order 2
-    the gradient itself, computed with `create_graph`, is checked in the same way.
+    For each real input x, with random u and v: <v, vjp(u)> against <u, (f(x + eps v) - f(x - eps v)) / (2 eps)>; for
+    order 2 the gradient itself, computed with `create_graph`, is checked in the same way.
 
     f: takes Tensors, returns a Tensor or a tuple of them. args: its arguments; real ones are cast to float64.
     rtol: of the sizes of the terms, far below the 5e-4 that a slightly wrong gradient would show.
@@ -162,22 +161,27 @@ def _outputs(f: Callable, arrays: list, real: list[int], requires_grad: bool) ->
     return [inputs[i] for i in real], [t for t in ys if isinstance(t, Tensor) and is_floating(t.dtype)]
 
 
+def _direction(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Random numbers of both signs, none of them near 0: then a mistake in a single element shows."""
+    return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape))
+
+
 def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
     xs, ys = _outputs(f, arrays, real, True)
-    cotangents = [np.asarray(rng.standard_normal(y.shape)) for y in ys]
-    roots = [(y, u) for y, u in zip(ys, cotangents) if y.requires_grad]
+    cotangents = [_direction(rng, y.shape) for y in ys]
+    roots = [(y, u) for y, u in zip(ys, cotangents, strict=True) if y.requires_grad]
     found = walk(roots, wanted=[x._node for x in xs])
-    for x, i in zip(xs, real):
+    for x, i in zip(xs, real, strict=True):
         gradient = found.get(x._node)
         analytic_gradient = np.zeros(x.shape) if gradient is None else np.asarray(gradient)
         for _ in range(2):
-            v = rng.standard_normal(x.shape)
+            v = _direction(rng, x.shape)
             moved = []
             for sign in (1, -1):
                 shifted = list(arrays)
                 shifted[i] = np.asarray(arrays[i] + sign * eps * v)  # of 0-d arrays, the sum is a scalar
                 moved.append([y.numpy() for y in _outputs(f, shifted, real, False)[1]])
-            terms = [u * (a - b) / (2 * eps) for u, a, b in zip(cotangents, *moved)]
+            terms = [u * (a - b) / (2 * eps) for u, a, b in zip(cotangents, *moved, strict=True)]
             numeric = sum(float(np.sum(t)) for t in terms)
             analytic = float(np.sum(v * analytic_gradient))
             # Cancellation in the sums is forgiven in proportion to their terms, not more.
@@ -192,18 +196,17 @@ def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
 
     def gradient_of(*inputs: Any) -> tuple:
         values, us = inputs[: len(arrays)], inputs[len(arrays) :]
-        taped = [v if isinstance(v, Tensor) and v.requires_grad else v for v in values]
-        own = [i for i in real]
-        for i in own:  # numeric passes hand in tensors that require nothing
+        taped = list(values)
+        for i in real:  # numeric passes hand in tensors that require nothing
             if not taped[i].requires_grad:
                 taped[i] = taped[i].detach().requires_grad_()
         y = f(*taped)
         outs = [
             t for t in (y if isinstance(y, (tuple, list)) else [y]) if isinstance(t, Tensor) and is_floating(t.dtype)
         ]
-        pairs = [(t, u) for t, u in zip(outs, us) if t.requires_grad]
-        result = walk(pairs, wanted=[taped[i]._node for i in own], create_graph=True)
-        return tuple(result.get(taped[i]._node, Tensor(np.zeros(taped[i].shape))) for i in own)
+        pairs = [(t, u) for t, u in zip(outs, us, strict=True) if t.requires_grad]
+        result = walk(pairs, wanted=[taped[i]._node for i in real], create_graph=True)
+        return tuple(result.get(taped[i]._node, Tensor(np.zeros(taped[i].shape))) for i in real)
 
     extended = [*arrays, *cotangents]
     both = [*real, *range(len(arrays), len(extended))]

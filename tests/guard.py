@@ -1,8 +1,8 @@
 """A backend for machines without a GPU: NumPy arrays in a shell that refuses what a GPU refuses.
 
-What would wait for the device (`float(a)`, `bool(a)`, `a.item()`, iteration), copy to it or from it (`__array__`, `asarray`), or mix
-memories (a host array as an operand) raises `GuardError`. No op has an implementation for it, so it runs the generic rules: tests
-take its results as the specification.
+What would wait for the device (`float(a)`, `bool(a)`, `a.item()`, iteration), copy to it or from it (`__array__`,
+`asarray`), or mix memories (a host array as an operand) raises `GuardError`. No op has an implementation for it, so it
+runs the generic rules: tests take its results as the specification.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GuardError(AssertionError):
 
 
 def inside(value: Any) -> Any:
-    """An argument with its shells taken off; host arrays are refused. CuPy takes scalars of NumPy, and so 0-d arrays pass."""
+    """An argument with its shells taken off; host arrays are refused, but for scalars, which CuPy takes as well."""
     if isinstance(value, GuardArray):
         return value._host
     if isinstance(value, np.ndarray) and value.ndim:
@@ -94,26 +94,34 @@ class GuardArray:
         self._host[inside(index)] = inside(value)
 
 
-for _name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split():
-    _function = getattr(operator, f"__{_name}__")
-    setattr(GuardArray, f"__{_name}__", lambda a, b, f=_function: shell(f(a._host, inside(b))))
-    setattr(GuardArray, f"__r{_name}__", lambda a, b, f=_function: shell(f(inside(b), a._host)))
+def two(function: Any) -> Any:
+    return lambda a, b: shell(function(inside(a), inside(b)))
 
-    def _in_place(a, b, f=getattr(operator, f"__i{_name}__")):
-        f(a._host[...], inside(b))
+
+def reflected(function: Any) -> Any:
+    return lambda a, b: shell(function(inside(b), inside(a)))
+
+
+def in_place(function: Any) -> Any:
+    def change(a: GuardArray, b: Any) -> GuardArray:
+        function(a._host[...], inside(b))
         return a
 
-    setattr(GuardArray, f"__i{_name}__", _in_place)
-for _name in "lt le gt ge eq ne".split():
+    return change
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
     _function = getattr(operator, f"__{_name}__")
-    setattr(GuardArray, f"__{_name}__", lambda a, b, f=_function: shell(f(a._host, inside(b))))
-for _name in "neg pos abs invert".split():
-    _function = getattr(operator, f"__{_name}__")
-    setattr(GuardArray, f"__{_name}__", lambda a, f=_function: shell(f(a._host)))
-for _name in (
-    "__float__ __int__ __bool__ __index__ __iter__ __array__ __array_function__ __contains__ __dlpack__ "
-    "item tolist tobytes nonzero"
-).split():
+    setattr(GuardArray, f"__{_name}__", two(_function))
+    setattr(GuardArray, f"__r{_name}__", reflected(_function))
+    setattr(GuardArray, f"__i{_name}__", in_place(getattr(operator, f"__i{_name}__")))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(GuardArray, f"__{_name}__", two(getattr(operator, f"__{_name}__")))
+for _name in ("neg", "pos", "abs", "invert"):
+    setattr(GuardArray, f"__{_name}__", guarded(getattr(operator, f"__{_name}__")))
+for _name in ("float", "int", "bool", "index", "iter", "contains", "array", "array_function", "dlpack"):
+    setattr(GuardArray, f"__{_name}__", refused(f"__{_name}__"))
+for _name in ("item", "tolist", "tobytes", "nonzero"):
     setattr(GuardArray, _name, refused(_name))
 
 
