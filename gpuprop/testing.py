@@ -60,7 +60,7 @@ class Draw:
         return self.uniform(0.2, 3.0, *shape)
 
     def apart(self, *shape: int, gap: float = 0.1) -> np.ndarray:
-        """Distinct values of both signs, at least `gap` / 2 from each other and from 0: for sorting, maxima and kinks."""
+        """Distinct values of both signs, `gap` from each other and gap / 2 from 0: for sorting, maxima and kinks."""
         count = int(np.prod(shape))
         steps = np.concatenate([np.arange(1, count // 2 + 1), -np.arange(1, count - count // 2 + 1)]) - 0.25
         return np.asarray(gap * self.generator.permutation(steps).reshape(shape) + 0.0)
