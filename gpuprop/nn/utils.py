@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
+import numpy as np
+
 from .._tensor import Tensor, zeros
-from ..device import BACKENDS, copy_to, device_scope
+from ..device import BACKENDS, copy_to
 from ..errors import AnomalyError, ArgumentError, OptionError
 
 
@@ -26,23 +28,25 @@ def clip_grad_norm_(
     if not gradients:
         return zeros(())
     place = gradients[0].device
-    with device_scope(place):
-        xp = BACKENDS[type(gradients[0].data)].xp
-        parts = [copy_to(_total(g, norm_type), place) for g in gradients]
-        total = parts[0]
-        for part in parts[1:]:
-            total = xp.maximum(total, part) if norm_type == inf else total + part
-        if norm_type == 2:
-            total = xp.sqrt(total)
-        elif norm_type != inf:
-            total = total ** (1.0 / norm_type)
-        norm = Tensor(xp.asarray(total))
-        scale = xp.asarray(xp.minimum(max_norm / (total + 1e-6), 1.0))
-    if error_if_nonfinite and not bool(xp.isfinite(norm.data)):
+    apart = any(g.device != place for g in gradients)
+    parts = [_total(g.data, norm_type) for g in gradients]
+    if apart:
+        parts = [copy_to(part, place) for part in parts]
+    backend = BACKENDS[type(parts[0])]
+    with backend.scope(place):
+        total = backend.xp.stack(parts)
+        if norm_type == inf:
+            total = total.max()
+        else:
+            total = backend.xp.sqrt(total.sum()) if norm_type == 2 else total.sum() ** (1.0 / norm_type)
+        norm = Tensor(_array(total))
+        scale = _array(backend.xp.minimum(max_norm / (total + 1e-6), 1.0))
+    if error_if_nonfinite and not isfinite(norm.item()):
         raise AnomalyError(f"clip_grad_norm_: expected a finite norm, got {norm.item()}; gp.detect_anomaly() finds the cause")
     for g in gradients:
-        with device_scope(g.device):
-            BACKENDS[type(g.data)].xp.multiply(g.data, copy_to(scale, g.device), out=g.data, casting="same_kind")
+        own = BACKENDS[type(g.data)]
+        with own.scope(g.device):
+            own.xp.multiply(g.data, copy_to(scale, g.device) if apart else scale, out=g.data, casting="same_kind")
         g._changed()
     return norm
 
@@ -50,8 +54,9 @@ def clip_grad_norm_(
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clips each element of all gradients to [-clip_value, clip_value]."""
     for g in _gradients("clip_grad_value_", parameters):
-        with device_scope(g.device):
-            BACKENDS[type(g.data)].xp.clip(g.data, -clip_value, clip_value, out=g.data)
+        backend = BACKENDS[type(g.data)]
+        with backend.scope(g.device):
+            backend.xp.clip(g.data, -clip_value, clip_value, out=g.data)
         g._changed()
 
 
@@ -63,13 +68,20 @@ def _gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Ten
     return [p.grad for p in given if p.grad is not None]
 
 
-def _total(g: Tensor, norm_type: float) -> Any:
-    """The sum of |g|^norm_type, or the maximum of |g|; float16 is summed in float32."""
-    with device_scope(g.device):
-        xp = BACKENDS[type(g.data)].xp
-        array = g.data.astype(xp.float32) if g.dtype.itemsize < 4 else g.data
+def _total(array: Any, norm_type: float) -> Any:
+    """The sum of |g|^norm_type, or the maximum of |g|, as a 0-d array; float16 is summed in float32."""
+    backend = BACKENDS[type(array)]
+    xp = backend.xp
+    with backend.scope(backend.device_of(array)):
+        if array.dtype.itemsize < 4:
+            array = array.astype(xp.float32)
         if norm_type == 2:
-            return xp.asarray(xp.sum(xp.square(array)))
+            return _array(xp.multiply(array, array).sum())
         if norm_type == inf:
-            return xp.asarray(xp.max(xp.abs(array))) if array.size else xp.zeros((), array.dtype)
-        return xp.asarray(xp.sum(xp.abs(array) ** norm_type))
+            return _array(xp.abs(array).max()) if array.size else xp.zeros((), array.dtype)
+        return _array((xp.abs(array) ** norm_type).sum())
+
+
+def _array(value: Any) -> Any:
+    """A 0-d array where NumPy has made a scalar of one."""
+    return np.asarray(value) if isinstance(value, np.generic) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ._checks import direction, not_negative
+from ._shared import direction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
@@ -42,12 +42,13 @@ class Adagrad(Optimizer):
 
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         rate = group["lr"] / (1 + (step - 1) * group["lr_decay"])
+        eps = not_nothing(group["eps"], blocks)
         for p, g, a, s, t in blocks:
             g = direction(xp, group, p, g, s, t)
             xp.multiply(g, g, s)
             xp.add(a, s, a)
             xp.sqrt(a, s)
-            xp.add(s, group["eps"], s)
+            xp.add(s, eps, s)
             xp.divide(g, s, s)
             xp.multiply(s, rate, s)
             xp.subtract(p, s, p)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import expm1, log, sqrt
 from typing import Any
 
-from ._checks import direction, fraction, not_negative
+from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
@@ -53,7 +53,7 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         # lr m' / (sqrt(v') + eps) = rate m / (sqrt(v) + eps root): one pass less than with m' and v'.
         root = sqrt(correction(beta2, step))
-        rate, eps = group["lr"] / correction(beta1, step) * root, group["eps"] * root
+        rate, eps = group["lr"] / correction(beta1, step) * root, not_nothing(group["eps"] * root, blocks)
         rest1, rest2 = 1 - beta1, 1 - beta2
         plain = not (group["weight_decay"] or group["maximize"])
         multiply, add = xp.multiply, xp.add
@@ -68,7 +68,7 @@ class Adam(Optimizer):
             multiply(s, rest2, s)
             add(v, s, v)
             if largest:
-                v = xp.maximum(v, largest[0], largest[0])
+                v = xp.maximum(v, largest[0], out=largest[0])
             xp.sqrt(v, s)
             add(s, eps, s)
             xp.divide(m, s, s)

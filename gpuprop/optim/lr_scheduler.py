@@ -267,6 +267,15 @@ class SequentialLR(LRScheduler):
         scheduler, own = self._turn(t)
         scheduler.set_others(own)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = dict(state_dict)
+        for scheduler, state in zip(self.schedulers, own.pop("schedulers")):
+            scheduler.load_state_dict(state)
+        super().load_state_dict(own)
+
 
 class ReduceLROnPlateau:
     """Multiplies the rate by `factor` once a metric has not improved for more than `patience` steps: `scheduler.step(loss)`.
@@ -306,8 +315,9 @@ class ReduceLROnPlateau:
 
     def is_better(self, value: float) -> bool:
         """Whether a value beats the best so far by more than the threshold."""
-        margin = self.threshold if self.threshold_mode == "abs" else self.threshold * self.best
-        return value > self.best + margin if self.mode == "max" else value < self.best - margin
+        threshold = self.threshold if self.mode == "max" else -self.threshold
+        bound = self.best + threshold if self.threshold_mode == "abs" else self.best * (1 + threshold)
+        return value > bound if self.mode == "max" else value < bound
 
     def step(self, metrics: Any) -> None:
         """Looks at a new value of the metric: a number, or a tensor, whose value is then waited for."""

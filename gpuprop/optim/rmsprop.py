@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ._checks import direction, fraction, not_negative
+from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
@@ -46,7 +46,8 @@ class RMSprop(Optimizer):
         return tuple(names)
 
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
-        lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
+        lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
+        eps = not_nothing(group["eps"], blocks)
         for p, g, v, *state, s, t in blocks:
             g = direction(xp, group, p, g, s, t)
             xp.multiply(v, alpha, v)
@@ -60,7 +61,7 @@ class RMSprop(Optimizer):
                 xp.add(a, s, a)
                 xp.multiply(a, a, s)
                 xp.subtract(v, s, s)
-                xp.maximum(s, 0.0, s)  # a variance; rounding may take it below 0, whose root is no number
+                xp.maximum(s, 0.0, out=s)  # a variance; rounding may take it below 0, whose root is no number
                 xp.sqrt(s, s)
             else:
                 xp.sqrt(v, s)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import OptionError
-from ._checks import direction, not_negative
+from ._shared import direction, not_negative
 from .optimizer import Optimizer
 
 
