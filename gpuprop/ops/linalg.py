@@ -454,8 +454,6 @@ def _(xp, dy, weight):
 
 @linear.grad("weight")
 def _(xp, dy, x):
-    if x.ndim == 1:
-        return xp.expand_dims(dy, 1) * x
     return xp.matmul(xp.transpose(rows(xp, dy)), rows(xp, x))
 
 
@@ -469,7 +467,8 @@ def _(x, weight, bias=None, *, out=None):
     if x.dtype is not weight.dtype or (bias is not None and bias.dtype is not x.dtype):
         return NotImplemented
     _check_linear(x, weight, bias)
-    y = np.matmul(x, weight.T, out=out)
+    y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype) if out is None else out
+    np.dot(rows(np, x), weight.T, out=rows(np, y))
     if bias is not None:
         np.add(y, bias, out=y)
     return y
@@ -477,30 +476,28 @@ def _(x, weight, bias=None, *, out=None):
 
 @linear.cpu.grad("x")
 def _(dy, weight):
-    return np.matmul(dy, weight)
+    return np.dot(rows(np, dy), weight).reshape(*dy.shape[:-1], weight.shape[1])
 
 
 @linear.cpu.grad("weight")
 def _(dy, x, *, out=None, accumulate=False):
-    dy, x = np.atleast_2d(dy), np.atleast_2d(x)
-    product = np.matmul(rows(np, dy).T, rows(np, x), out=None if accumulate else out)
-    if accumulate:
-        out += product
+    return _product(rows(np, dy).T, rows(np, x), out, accumulate)
+
+
+@linear.cpu.grad("bias")
+def _(dy, *, out=None, accumulate=False):
+    dy = rows(np, dy)
+    return _product(_ones(len(dy), dy.dtype), dy, out, accumulate)  # 512 x 1024 in 25 us, where dy.sum(0) takes 65
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: bool) -> np.ndarray:
+    """a @ b, written to `out` or added to it. (np.dot starts 0.3 us sooner than np.matmul.)"""
+    if accumulate and out is not None:
+        out += np.dot(a, b)
         return out
-    return product
+    return np.dot(a, b, out=out)
 
 
 @functools.lru_cache(maxsize=64)
 def _ones(count: int, dtype: Any) -> np.ndarray:
     return np.ones(count, dtype)
-
-
-@linear.cpu.grad("bias")
-def _(dy, *, out=None, accumulate=False):
-    # A product sums the rows faster than `sum` does.
-    dy = rows(np, np.atleast_2d(dy))
-    total = np.matmul(_ones(len(dy), dy.dtype), dy, out=None if accumulate else out)
-    if accumulate:
-        out += total
-        return out
-    return total
