@@ -25,7 +25,7 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
     """The handwritten digits: 1,797 images of 8 x 8 pixels in 10 classes.
 
-    Shapes: images (1797, 64) float32 between 0 and 1, rows of the image one after the other; labels (1797,) int64, 0 to 9.
+    Shapes: images (1797, 64) float32 between 0 and 1, row after row; labels (1797,) int64, 0 to 9.
     Source: Alpaydin and Kaynak 1998, https://doi.org/10.24432/C50P49, CC BY 4.0.
     """
     images, labels = _read()

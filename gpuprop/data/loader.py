@@ -25,7 +25,9 @@ class TensorDataset:
             raise ShapeError(f"TensorDataset: expected tensors of one length, got shapes {', '.join(map(str, shapes))}")
         devices = sorted({str(t.device) for t in self.tensors})
         if len(devices) != 1:
-            raise DeviceError(f"TensorDataset: expected tensors on one device, got {' and '.join(devices)}; use .to(device)")
+            raise DeviceError(
+                f"TensorDataset: expected tensors on one device, got {' and '.join(devices)}; use .to(device)"
+            )
 
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
@@ -63,7 +65,7 @@ class DataLoader:
     """Batches of a data set, as tuples of tensors on the data's device; every `for` over it is one epoch.
 
     dataset: a TensorDataset, or a tuple of tensors or arrays.
-    batch_size: samples in a batch. shuffle: a new order in each epoch. drop_last: leave out a last batch that is smaller.
+    batch_size: samples in a batch. shuffle: a new order in each epoch. drop_last: leave out a smaller last batch.
     generator: draws the order; gpuprop's default generator of the data's device if None.
     Raises: OptionError for a batch size below 1.
     """
@@ -126,7 +128,9 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
     else:
         counts = []
     if sum(counts) != total or not counts:
-        raise ShapeError(f"random_split: expected lengths that add up to {total}, or fractions that add up to 1, got {list(lengths)}")
+        raise ShapeError(
+            f"random_split: expected lengths that add up to {total}, or fractions that add up to 1, got {list(lengths)}"
+        )
     order = randperm(total, generator=generator, device=dataset.tensors[0].device).data
     parts, start = [], 0
     for count in counts:

@@ -68,7 +68,7 @@ class Preprocessing:
     def fit(
         cls, table: Table, target: str, task: str, rows: np.ndarray, *, scale: tuple[float, float] | None = None
     ) -> Preprocessing:
-        """Learns from the training rows alone what is needed to prepare any rows; the classes are those of the whole table.
+        """Learns what is needed to prepare any rows from the training rows alone; only the classes are the whole table's.
 
         task: "classification" or "regression" (see `find_task`). rows: int array, the training rows.
         scale: a (mean, scale) for all numbers, known beforehand, in place of each column's own.
@@ -89,7 +89,9 @@ class Preprocessing:
             else:
                 made._fit_categories(table, name, rows)
         if not made.features:
-            raise DataError(f"{table.name}: no column beside the target {target!r} can be learned from; {'; '.join(made.notes)}")
+            raise DataError(
+                f"{table.name}: no column beside the target {target!r} can be learned from; {'; '.join(made.notes)}"
+            )
         return made
 
     def _fit_numbers(self, table: Table, name: str, rows: np.ndarray, scale: tuple[float, float] | None) -> None:
@@ -102,7 +104,9 @@ class Preprocessing:
         missing = int(np.isnan(column).sum())
         fill = float(np.median(known))
         if missing:
-            self.notes.append(f"{name!r}: {missing} missing {'value' if missing == 1 else 'values'} replaced by the median, {fill:.6g}")
+            self.notes.append(
+                f"{name!r}: {missing} missing value{'s' * (missing > 1)} replaced by the median, {fill:.6g}"
+            )
         values = np.where(np.isnan(values), fill, values)
         mean, spread = scale or (float(values.mean()), _spread(values))
         self.features.append(Numeric(name, fill, mean, spread))
@@ -113,7 +117,9 @@ class Preprocessing:
         if not categories:
             self.notes.append(f"{name!r} was left out: it has no value in the training rows")
         elif len(categories) > MAX_CATEGORIES or len(categories) > max(10, len(values) // 2):
-            self.notes.append(f"{name!r} was left out: {len(categories)} different texts in {len(values)} rows look like names, not categories")
+            self.notes.append(
+                f"{name!r} was left out: {len(categories)} different texts in {len(values)} rows look like names"
+            )
         else:
             self.features.append(Categorical(name, categories))
 
@@ -128,7 +134,9 @@ class Preprocessing:
         for feature in self.features:
             if isinstance(feature, Numeric):
                 values = numbers(table, feature.name)
-                parts.append(((np.where(np.isnan(values), feature.fill, values) - feature.mean) / feature.scale)[:, None])
+                parts.append(
+                    ((np.where(np.isnan(values), feature.fill, values) - feature.mean) / feature.scale)[:, None]
+                )
             else:
                 parts.append(_one_hot(table[feature.name], feature.categories))
         # Float32 holds less than float64: a value beyond it would become infinite only here.
@@ -167,8 +175,8 @@ class Preprocessing:
 def find_task(table: Table, target: str, task: str = "auto") -> str:
     """ "classification" or "regression": as asked for, else by what the target holds.
 
-    Text and truth values are classes. Integers are classes where there are two of them, or at most 20 with at least 5 rows each
-    on average. Other numbers are quantities.
+    Text and truth values are classes. Integers are classes where there are two of them, or at most 20 with 5 rows each or
+    more on average. Other numbers are quantities.
     """
     if task not in TASKS:
         raise OptionError(f"task: expected {', '.join(TASKS)}, got {task!r}")
@@ -191,7 +199,7 @@ def find_task(table: Table, target: str, task: str = "auto") -> str:
 
 
 def is_numeric(table: Table, name: str) -> bool:
-    """Whether a column holds numbers. Raises: DataError for numbers with some text among them, which is a mistake in the data."""
+    """Whether a column holds numbers. Raises: DataError for numbers with some text among them, which is a mistake."""
     if table[name].dtype == object:
         _check_not_mixed(table, name)
         return False
@@ -223,24 +231,32 @@ def numbers(table: Table, name: str) -> np.ndarray:
     if values.dtype == object:
         for row, value in enumerate(values):
             if value is not None and not _is_number(value):
-                raise DataError(f"{table.name}: expected numbers in column {name!r}, got {_shown(value)} in {table.place(row)}")
+                raise DataError(
+                    f"{table.name}: expected numbers in column {name!r}, got {_shown(value)} in {table.place(row)}"
+                )
         values = np.array([np.nan if v is None else float(v) for v in values])
     values = values.astype(np.float64)
     infinite = np.flatnonzero(np.isinf(values))
     if infinite.size:
-        raise DataError(f"{table.name}: column {name!r} is infinite in {table.place(infinite[0])}; expected finite numbers")
+        raise DataError(
+            f"{table.name}: column {name!r} is infinite in {table.place(infinite[0])}; expected finite numbers"
+        )
     return values
 
 
 def _target_numbers(table: Table, target: str) -> np.ndarray:
     if table[target].dtype == object and not any(v is not None and _is_number(v) for v in table[target]):
-        raise DataError(f"{table.name}: the target {target!r} is text, which regression cannot predict; use --task classification")
+        raise DataError(
+            f"{table.name}: the target {target!r} is text, which regression cannot predict; use --task classification"
+        )
     values = numbers(table, target)
     missing = np.flatnonzero(np.isnan(values))
     if missing.size:
         raise _missing_target(table, target, missing)
     if (values == values[0]).all():
-        raise DataError(f"{table.name}: the target {target!r} is {values[0]:.6g} in every row; there is nothing to learn")
+        raise DataError(
+            f"{table.name}: the target {target!r} is {values[0]:.6g} in every row; there is nothing to learn"
+        )
     return values
 
 
@@ -270,11 +286,13 @@ def class_numbers(table: Table, target: str, classes: list[Any]) -> np.ndarray:
 
 
 def classes_of(table: Table, target: str) -> list[Any]:
-    """The different labels in a target, in order. Raises: DataError where there is only one, or hardly two rows share one."""
+    """The different labels in a target, in order. Raises: DataError where there is one only, or hardly two rows share one."""
     labels = _labels(table, target)
     classes = sorted(set(labels))
     if len(classes) == 1:
-        raise DataError(f"{table.name}: the target {target!r} has one class only, {classes[0]!r}; at least two are needed")
+        raise DataError(
+            f"{table.name}: the target {target!r} has one class only, {classes[0]!r}; at least two are needed"
+        )
     if len(classes) > max(MAX_CATEGORIES, 2) and 2 * len(classes) > len(labels):
         raise DataError(
             f"{table.name}: the target {target!r} has {len(classes)} classes in {len(labels)} rows; "
@@ -301,7 +319,7 @@ def _category(value: Any) -> str:
 
 
 def _spread(values: np.ndarray) -> float:
-    """The standard deviation, or 1 for a constant column: its deviation is rounding, and dividing by it would blow that up."""
+    """The standard deviation, or 1 for a constant column, whose deviation is rounding that a division would blow up."""
     spread = float(values.std())
     return spread if spread > 1e-9 * max(1.0, float(np.abs(values).max())) else 1.0
 

@@ -1,4 +1,4 @@
-"""Dividing rows into training, validation and test, by gpuprop's own random numbers: the same for the same seed everywhere."""
+"""Dividing rows into training, validation and test, the same for the same seed everywhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split_rows(
 ) -> Split:
     """Draws a test and a validation part of `count` rows; every part gets at least one row.
 
-    test, validation: fractions of all rows. classes: class numbers (N,); the parts then have the classes' shares of the whole.
+    test, validation: fractions of all rows. classes: class numbers (N,), to be shared out in proportion.
     """
     from ..ops.random import randperm
 

@@ -1,6 +1,6 @@
 """Tables: named columns of equal length, read from .csv, .npz and .parquet files.
 
-A column is an array of float64 (NaN where a number is missing), int64, bool, or of text (str; None where it is missing).
+A column is an array of float64 (NaN where a number is missing), int64, bool, or text (str; None where it is missing).
 Nothing is guessed beyond that here: what a column is used for is decided in `preprocessing.py`.
 """
 
@@ -23,7 +23,7 @@ DELIMITERS = ",;\t"
 class Table:
     """Named columns of equal length.
 
-    columns: arrays (N,) by name. name: what messages call the table. lines: where each row stands in its file, if that is known.
+    columns: arrays (N,) by name. name: what messages call the table. lines: where each row stands in its file, if known.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], name: str = "table", lines: np.ndarray | None = None):
@@ -99,7 +99,9 @@ def _csv_rows(path: Path, reader: Any) -> tuple[list[str], list[list[str]], list
         if not header:
             header = [cell.strip() or f"column_{i + 1}" for i, cell in enumerate(cells)]
         elif len(cells) != len(header):
-            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} values, the header names {len(header)} columns")
+            raise DataError(
+                f"{path}: line {reader.line_num} has {len(cells)} values, the header names {len(header)} columns"
+            )
         else:
             rows.append(cells)
             lines.append(reader.line_num)

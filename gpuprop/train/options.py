@@ -8,14 +8,55 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from .. import optim
 from ..data.preprocessing import TASKS
 from ..errors import DataError, OptionError, did_you_mean
+from ..optim import lr_scheduler as schedules
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "leaky_relu", "softplus", "mish")
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "adagrad")
-SCHEDULES = ("cosine", "constant", "step", "onecycle", "plateau")
+NORMS = ("batch", "layer", "none")
+
+
+class OptimizerChoice(NamedTuple):
+    """An optimizer with the learning rate and weight decay that it starts from, and its options beyond."""
+
+    kind: Callable[..., Any]
+    lr: float
+    weight_decay: float = 0.0
+    others: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerChoice(optim.AdamW, lr=1e-3, weight_decay=0.01),
+    "adam": OptimizerChoice(optim.Adam, lr=1e-3),
+    "sgd": OptimizerChoice(optim.SGD, lr=0.05, others={"momentum": 0.9, "nesterov": True}),
+    "rmsprop": OptimizerChoice(optim.RMSprop, lr=1e-3),
+    "adagrad": OptimizerChoice(optim.Adagrad, lr=0.02),
+}
+
+
+class ScheduleChoice(NamedTuple):
+    """How a schedule is made, from (optimizer, options, steps in all), and after what it advances."""
+
+    make: Callable[[Any, Any, int], Any]
+    every: str = "step"
+
+
+SCHEDULES = {
+    "cosine": ScheduleChoice(lambda optimizer, options, steps: schedules.CosineAnnealingLR(optimizer, steps)),
+    "constant": ScheduleChoice(lambda optimizer, options, steps: None),
+    "step": ScheduleChoice(
+        lambda optimizer, options, steps: schedules.StepLR(optimizer, max(1, options.epochs // 3)), "epoch"
+    ),
+    "onecycle": ScheduleChoice(
+        lambda optimizer, options, steps: schedules.OneCycleLR(optimizer, options.lr, total_steps=steps)
+    ),
+    "plateau": ScheduleChoice(
+        lambda optimizer, options, steps: schedules.ReduceLROnPlateau(optimizer, patience=5), "epoch"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +71,11 @@ class Options:
     hidden: tuple[int, ...] = (256, 128)
     activation: str = "gelu"
     dropout: float = 0.2
+    norm: str = "batch"
     optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.01
-    batch_size: int | None = None
+    lr: float | None = None  # by the optimizer
+    weight_decay: float | None = None  # by the optimizer
+    batch_size: int | None = None  # by the number of rows
     epochs: int = 40
     schedule: str = "cosine"
     patience: int | None = None
@@ -45,7 +87,7 @@ class Options:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise OptionError(f"--{name}: expected one of {', '.join(choices)}, got {value!r}; {did_you_mean(str(value), choices)}")
+                raise OptionError(f"--{name}: there is no {value!r}; {did_you_mean(str(value), choices)}")
         for name, (allowed, expected) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not allowed(value):
@@ -53,17 +95,39 @@ class Options:
 
     @classmethod
     def read(cls, *sources: dict[str, Any]) -> Options:
-        """Options from mappings by name, later ones before earlier ones; texts and TOML values become each field's type."""
+        """Options from mappings by name, of which later ones win; texts and TOML values become each field's type."""
         merged: dict[str, Any] = {}
         for source in sources:
             merged.update({name: _convert(name, value) for name, value in source.items()})
         return cls(**merged)
 
+    def resolved(self, *, target: str, task: str, rows: int) -> Options:
+        """The options with a value for each: what was left open follows from the data and the optimizer.
+
+        rows: of training. The batch size is the power of two below a 32nd of them, from 32 to 1024, at most all.
+        """
+        choice = OPTIMIZERS[self.optimizer]
+        fitting = 2 ** min(10, max(5, (rows // 32).bit_length() - 1))
+        return dataclasses.replace(
+            self,
+            target=target,
+            task=task,
+            lr=choice.lr if self.lr is None else self.lr,
+            weight_decay=choice.weight_decay if self.weight_decay is None else self.weight_decay,
+            batch_size=min(rows, fitting if self.batch_size is None else self.batch_size),
+        )
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"hidden": list(self.hidden)}
 
 
-CHOICES = {"task": TASKS, "activation": ACTIVATIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+CHOICES = {
+    "task": TASKS,
+    "activation": ACTIVATIONS,
+    "norm": NORMS,
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+}
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hidden": (lambda sizes: all(n >= 1 for n in sizes), "layer sizes of at least 1"),

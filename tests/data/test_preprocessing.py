@@ -11,11 +11,18 @@ from gpuprop.errors import DataError, OptionError
 
 
 def table(**columns):
-    return Table({name: np.array(v, dtype=object if any(isinstance(x, (str, type(None))) for x in v) else None) for name, v in columns.items()})
+    return Table(
+        {
+            name: np.array(v, dtype=object if any(isinstance(x, (str, type(None))) for x in v) else None)
+            for name, v in columns.items()
+        }
+    )
 
 
 def fitted(t, target="y", task="auto", rows=None):
-    return Preprocessing.fit(t, target, find_task(t, target, task), np.arange(len(t)) if rows is None else np.array(rows))
+    return Preprocessing.fit(
+        t, target, find_task(t, target, task), np.arange(len(t)) if rows is None else np.array(rows)
+    )
 
 
 def test_numbers_are_standardised_by_the_training_rows_alone():

@@ -85,7 +85,9 @@ def test_unknown_column_names_the_nearest(csv):
 
 
 def test_npz_matrices_become_columns(tmp_path):
-    np.savez(tmp_path / "t.npz", X=np.arange(12.0).reshape(3, 2, 2), y=np.array([0, 1, 1]), kind=np.array(["a", "", "b"]))
+    np.savez(
+        tmp_path / "t.npz", X=np.arange(12.0).reshape(3, 2, 2), y=np.array([0, 1, 1]), kind=np.array(["a", "", "b"])
+    )
     table = read_table(tmp_path / "t.npz")
     assert list(table.columns) == ["X_0", "X_1", "X_2", "X_3", "y", "kind"]
     assert table["X_2"].tolist() == [2, 6, 10]
@@ -123,7 +125,13 @@ def test_npz_that_is_damaged_or_something_else(tmp_path):
 def test_parquet(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"i": [1, None, 3], "f": [0.5, 1.5, None], "b": [True, False, True], "t": ["a", None, "b"], "d": ["u", "v", "u"]}
+    columns = {
+        "i": [1, None, 3],
+        "f": [0.5, 1.5, None],
+        "b": [True, False, True],
+        "t": ["a", None, "b"],
+        "d": ["u", "v", "u"],
+    }
     table = arrow.table(columns)
     table = table.set_column(4, "d", table["d"].dictionary_encode())
     parquet.write_table(table, tmp_path / "t.parquet")
