@@ -9,6 +9,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from .._philox import words
 from ..device import BACKENDS, Backend, Device, Namespace
 from ..errors import BoundsError, Error
 
@@ -22,7 +23,7 @@ def _report_outside(name: str, places: Any, n: int) -> None:
 
 def _report_outside_shape(name: str, shape: tuple[int, ...], index: tuple) -> None:
     def width(item: Any) -> int:
-        return 0 if item is None or item is Ellipsis else item.ndim if getattr(item, "dtype", None) == bool else 1
+        return 0 if item is None or item is Ellipsis else item.ndim if getattr(item, "dtype", None) == np.bool_ else 1
 
     axis = 0
     for item in index:
@@ -53,12 +54,15 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
 
 def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up."""
-    import cupyx
-
     _report_outside_shape("index_add", shape, index)
     result = cupy.zeros(shape, values.dtype)
-    cupyx.scatter_add(result, index, values)
+    cupy.add.at(result, index, values)
     return result
+
+
+def philox(base: Any, seed: int, offset: int, count: int) -> Any:
+    """The random words of `_philox.words`."""
+    return words(cupy, base, seed, offset, count)
 
 
 class CudaBackend(Backend):
@@ -78,6 +82,7 @@ class CudaBackend(Backend):
                 "index_add": "gpuprop.cuda.backend:index_add",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
+                "philox": "gpuprop.cuda.backend:philox",
             },
         )
         self.xp.report_if = self.report_if

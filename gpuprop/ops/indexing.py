@@ -1,7 +1,7 @@
 """Choosing elements by place: `x[index]`, take, sort, and what puts gradients back where they came from.
 
-An index is split in two: its arrays are inputs of the op, and the rest is an option that can be compared and hashed: a tuple
-of integers, None, Ellipsis, (start, stop, step) for slices, and `ARRAY` where the next array belongs.
+An index is split in two: its arrays are inputs of the op, and the rest is an option that can be compared and hashed: a
+tuple of integers, None, Ellipsis, (start, stop, step) for slices, and `ARRAY` where the next array belongs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from .._op import op
 from .._tensor import Tensor, get_default_dtype
 from ..device import backend_of, device_of, is_array
-from ..errors import BoundsError, DtypeError, OptionError, ShapeError
+from ..errors import BoundsError, DtypeError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
 from .shape import at_axis
 
@@ -40,7 +40,8 @@ def as_index(name: str, x: Any, index: Any, kinds: str = "iub") -> Any:
 
 def split_index(name: str, x: Any, index: Any) -> tuple[tuple, tuple]:
     """An index as (its arrays, the rest)."""
-    arrays, rest = [], []
+    arrays: list[Any] = []
+    rest: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
         if item is None or item is Ellipsis:
             rest.append(item)
@@ -95,9 +96,10 @@ def _getitem_spelling(x: Any, index: Any) -> tuple[tuple, dict]:
 
 @op(samples=_getitem_samples, errors=_getitem_errors, spelling=_getitem_spelling, method="__getitem__", view=True)
 def getitem(xp, x, *indices, index):
-    """y = x[index]: integers, slices, None and Ellipsis give a view; arrays of integers or booleans, among them, a copy.
+    """y = x[index]: a view by integers, slices, None and Ellipsis, a copy by arrays of integers or booleans.
 
-    Shapes: as NumPy's. The gradients of an element that was taken several times add up. Raises: BoundsError, DtypeError.
+    Shapes: as NumPy's. The gradients of an element that was taken several times add up.
+    Raises: BoundsError, DtypeError.
     """
     return xp.getitem(x, joined_index(indices, index))
 
@@ -118,8 +120,12 @@ def _index_add_samples(draw: Draw):
 
 
 def _index_add_errors(draw: Draw):
-    yield ErrorSample(draw.normal(2), np.array([0, 3]), shape=(3,), index=(ARRAY,), error=BoundsError, match="index_add: ")
-    yield ErrorSample(draw.normal(4), np.array([0, 1]), shape=(3,), index=(ARRAY,), error=ShapeError, match="index_add: ")
+    yield ErrorSample(
+        draw.normal(2), np.array([0, 3]), shape=(3,), index=(ARRAY,), error=BoundsError, match="index_add: "
+    )
+    yield ErrorSample(
+        draw.normal(4), np.array([0, 1]), shape=(3,), index=(ARRAY,), error=ShapeError, match="index_add: "
+    )
 
 
 def _index_add_spelling(shape: tuple[int, ...], index: Any, values: Any) -> tuple[tuple, dict]:
@@ -129,9 +135,9 @@ def _index_add_spelling(shape: tuple[int, ...], index: Any, values: Any) -> tupl
 
 @op(samples=_index_add_samples, errors=_index_add_errors, spelling=_index_add_spelling)
 def index_add(xp, values, *indices, shape, index):
-    """Zeros of `shape` with y[index] += values; positions that occur several times add up. Called `index_add(shape, index, values)`.
+    """Zeros of `shape` with y[index] += values; what is added to a position several times adds up.
 
-    Shapes: values as y[index]. Raises: BoundsError, ShapeError.
+    Called `index_add(shape, index, values)`. Shapes: values as y[index]. Raises: BoundsError, ShapeError.
     """
     return xp.index_add(shape, joined_index(indices, index), values)
 
@@ -165,7 +171,9 @@ def _take_samples(draw: Draw):
 
 def _take_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), np.array([0, 2]), axis=0, error=BoundsError, match="take: ")
-    yield ErrorSample(draw.normal(2, 3), np.array([0.5]), axis=0, error=DtypeError, match="take: expected integers.*float64")
+    yield ErrorSample(
+        draw.normal(2, 3), np.array([0.5]), axis=0, error=DtypeError, match="take: expected integers.*float64"
+    )
 
 
 @op(samples=_take_samples, errors=_take_errors, spelling=_integers_apart("take"), method=True)
@@ -198,11 +206,17 @@ def _take_along_axis_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), np.array([0]), error=ShapeError, match=r"take_along_axis: .*\(2, 3\).*\(1,\)")
 
 
-@op(samples=_take_along_axis_samples, errors=_take_along_axis_errors, spelling=_integers_apart("take_along_axis"), method=True)
+@op(
+    samples=_take_along_axis_samples,
+    errors=_take_along_axis_errors,
+    spelling=_integers_apart("take_along_axis"),
+    method=True,
+)
 def take_along_axis(xp, x, indices, *, axis=-1):
     """y[..., i, ...] = x[..., indices[..., i, ...], ...] along an axis: what `argsort` and `argmax` point at.
 
-    Shapes: x (2, 3), indices (2, 5) int -> y (2, 5); the other axes broadcast. x is flattened with `axis=None`. Raises: BoundsError, ShapeError.
+    Shapes: x (2, 3), indices (2, 5) int -> y (2, 5); the other axes broadcast. x is flattened with `axis=None`.
+    Raises: BoundsError, ShapeError.
     """
     return xp.take_along_axis(x, indices, axis=axis)
 
@@ -233,7 +247,7 @@ def _sort_errors(draw: Draw):
 
 @op(samples=_sort_samples, errors=_sort_errors, method=True)
 def sort(xp, x, *, axis=-1):
-    """Rising along an axis, NaN last; flattened with `axis=None`. Equal elements keep their order, and so do their gradients."""
+    """Rising along an axis, NaN last; flattened with `axis=None`. Raises: BoundsError."""
     return xp.sort(x, axis=axis)
 
 
@@ -246,7 +260,10 @@ def _(xp, dy, x, *, axis):
 
 @op(samples=_sort_samples, errors=_sort_errors, method=True, smooth=False)
 def argsort(xp, x, *, axis=-1):
-    """The indices that sort x along an axis, NaN last; equal elements keep their order. Shapes: x (2, 3) -> y (2, 3) int64."""
+    """The indices that sort x along an axis, NaN last; equal elements keep their order.
+
+    Shapes: x (2, 3) -> y (2, 3) int64. Raises: BoundsError.
+    """
     return xp.argsort(x, axis=axis, kind="stable")
 
 
@@ -270,7 +287,8 @@ def _one_hot_errors(draw: Draw):
 def one_hot(xp, labels, *, num_classes, dtype=None):
     """y[..., c] = 1 where labels[...] = c, else 0.
 
-    Shapes: labels (...) int -> y (..., num_classes) in `dtype`, the default dtype if None. Raises: BoundsError, DtypeError.
+    Shapes: labels (...) int -> y (..., num_classes) in `dtype`, the default dtype if None.
+    Raises: BoundsError, DtypeError.
     """
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"one_hot: expected integers, got {labels.dtype} {labels.shape}")

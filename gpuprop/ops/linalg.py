@@ -48,8 +48,8 @@ def _matmul_errors(draw: Draw):
 def matmul(xp, a, b):
     """Matrix product: y = a @ b.
 
-    Shapes: a (..., m, k), b (..., k, n) -> y (..., m, n), leading axes broadcast; a vector is a row on the left, a column on the
-    right, and that axis is then missing in y. Raises: ShapeError.
+    Shapes: a (..., m, k), b (..., k, n) -> y (..., m, n), leading axes broadcast; a vector is a row on the left, a
+    column on the right, and that axis is then missing in y. Raises: ShapeError.
     """
     return xp.matmul(a, b)
 
@@ -64,10 +64,7 @@ def _with_matrix_axes(xp, dy: Any, a_ndim: int, b_ndim: int) -> Any:
 @matmul.grad("a")
 def _(xp, dy, a_shape, b):
     dy = _with_matrix_axes(xp, dy, len(a_shape), b.ndim)
-    if b.ndim == 1:
-        da = dy * b
-    else:
-        da = xp.matmul(dy, xp.swapaxes(b, -1, -2))
+    da = dy * b if b.ndim == 1 else xp.matmul(dy, xp.swapaxes(b, -1, -2))
     return xp.squeeze(da, axis=-2) if len(a_shape) == 1 else da
 
 
@@ -87,10 +84,13 @@ def _(xp, dy, a, b_shape):
 
 
 def _contracted_a(xp, dy: Any, b: Any, a_axes: Sequence[int], b_axes: Sequence[int], a_ndim: int) -> Any:
-    """The gradient of a where the axes `a_axes` of a and `b_axes` of b were multiplied and summed; dy has a's other axes first."""
+    """The gradient of a where axes `a_axes` of a and `b_axes` of b were multiplied and summed.
+
+    dy has the other axes of a, then those of b.
+    """
     free_a, free_b = _others(a_axes, a_ndim), _others(b_axes, b.ndim)
     da = xp.tensordot(dy, b, axes=(tuple(range(len(free_a), dy.ndim)), free_b))
-    pairs = sorted(zip(b_axes, a_axes))
+    pairs = sorted(zip(b_axes, a_axes, strict=True))
     return _placed(xp, da, (*free_a, *(a for _, a in pairs)))
 
 
@@ -98,7 +98,7 @@ def _contracted_b(xp, dy: Any, a: Any, a_axes: Sequence[int], b_axes: Sequence[i
     """The gradient of b, as in `_contracted_a`."""
     free_a, free_b = _others(a_axes, a.ndim), _others(b_axes, b_ndim)
     db = xp.tensordot(a, dy, axes=(free_a, tuple(range(len(free_a)))))
-    pairs = sorted(zip(a_axes, b_axes))
+    pairs = sorted(zip(a_axes, b_axes, strict=True))
     return _placed(xp, db, (*(b for _, b in pairs), *free_b))
 
 
@@ -133,7 +133,8 @@ def _dot_axes(a_ndim: int, b_ndim: int) -> tuple[tuple[int], tuple[int]]:
 def dot(xp, a, b):
     """The last axis of a times the last but one of b (or its only one), summed; a plain product with a 0-d array.
 
-    Shapes: a (..., m, k), b (..., k, n) -> y (..., m, ..., n): leading axes do not broadcast, unlike matmul's. Raises: ShapeError.
+    Shapes: a (..., m, k), b (..., k, n) -> y (..., m, ..., n): unlike matmul's, leading axes do not broadcast.
+    Raises: ShapeError.
     """
     return xp.dot(a, b)
 
@@ -197,7 +198,10 @@ def _vdot_errors(draw: Draw):
 
 @op(samples=_vdot_samples, errors=_vdot_errors)
 def vdot(xp, a, b):
-    """The sum of the products of all elements, both flattened. Shapes: a, b as many elements -> y (). Raises: ShapeError."""
+    """The sum of the products of all elements, both flattened.
+
+    Shapes: a and b with as many elements -> y (). Raises: ShapeError.
+    """
     return xp.vdot(a, b)
 
 
@@ -220,7 +224,7 @@ def _outer_samples(draw: Draw):
 
 @op(samples=_outer_samples)
 def outer(xp, a, b):
-    """Every element of a times every one of b: y[i, j] = a[i] b[j], both flattened. Shapes: a (m,), b (n,) -> y (m, n)."""
+    """Every element of a times every one of b, both flattened: y[i, j] = a[i] b[j]. Shapes: (m,), (n,) -> (m, n)."""
     return xp.outer(a, b)
 
 
@@ -246,20 +250,25 @@ def _tensordot_samples(draw: Draw):
 
 def _tensordot_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), error=ShapeError, axes=1, match=r"tensordot: .*\(2, 3\)")
-    yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), error=BoundsError, axes=((2,), (0,)), match="tensordot: .*2")
+    yield ErrorSample(
+        draw.normal(2, 3), draw.normal(2, 3), error=BoundsError, axes=((2,), (0,)), match="tensordot: .*2"
+    )
     yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), error=ShapeError, axes=((0, 1), (0,)), match="tensordot: ")
 
 
 def _tensordot_axes(axes: Any, a_ndim: int, b_ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if isinstance(axes, int):
         return tuple(range(a_ndim - axes, a_ndim)), tuple(range(axes))
-    a_axes, b_axes = (x if isinstance(x, tuple) else (x,) for x in axes)
-    return tuple(normal_axis(i, a_ndim, "tensordot") for i in a_axes), tuple(normal_axis(i, b_ndim, "tensordot") for i in b_axes)
+    a_axes, b_axes = ((x,) if isinstance(x, int) else x for x in axes)
+    if len(a_axes) != len(b_axes):
+        raise ShapeError(f"tensordot: expected as many axes of a as of b, got {a_axes} and {b_axes}")
+    a_axes = tuple(normal_axis(i, a_ndim, "tensordot") for i in a_axes)
+    return a_axes, tuple(normal_axis(i, b_ndim, "tensordot") for i in b_axes)
 
 
 @op(samples=_tensordot_samples, errors=_tensordot_errors)
 def tensordot(xp, a, b, *, axes=2):
-    """The given axes of both multiplied and summed: the last `axes` of a with the first of b, or two tuples of axes that pair up.
+    """Axes of both multiplied and summed: the last `axes` of a with the first of b, or two tuples of axes that pair up.
 
     Shapes: a (2, 3, 4), b (4, 5, 3), axes ((1, 2), (2, 0)) -> y (2, 5). Raises: ShapeError, BoundsError.
     """
@@ -286,15 +295,20 @@ def _kron_samples(draw: Draw):
 
 @op(samples=_kron_samples)
 def kron(xp, a, b):
-    """Kronecker product: blocks a[i, j] * b. Shapes: a (m, n), b (p, q) -> y (m p, n q); missing axes in front have length 1."""
+    """Kronecker product: blocks a[i, j] * b.
+
+    Shapes: a (m, n), b (p, q) -> y (m p, n q); missing axes in front have length 1.
+    """
     return xp.kron(a, b)
 
 
-def _kron_parts(xp, dy: Any, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+def _kron_parts(
+    xp, dy: Any, a_shape: tuple[int, ...], b_shape: tuple[int, ...]
+) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
     """dy with an axis of a and one of b in turn, and the shapes that let a and b broadcast against it."""
     ones = (1,) * dy.ndim
     a_full, b_full = (*ones, *a_shape)[-dy.ndim :], (*ones, *b_shape)[-dy.ndim :]
-    in_turn = tuple(n for pair in zip(a_full, b_full) for n in pair)
+    in_turn = tuple(n for pair in zip(a_full, b_full, strict=True) for n in pair)
     a_spread = tuple(n for size in a_full for n in (size, 1))
     b_spread = tuple(n for size in b_full for n in (1, size))
     return xp.reshape(dy, in_turn), a_spread, b_spread
@@ -316,7 +330,7 @@ def _(xp, dy, a, a_shape, b_shape):
 
 
 def _einsum_samples(draw: Draw):
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "ij,jk->ik": [(2, 3), (3, 4)],
         "ij,kj": [(2, 3), (4, 3)],  # implicit
         "bij , bjk -> bki": [(2, 3, 4), (2, 4, 5)],
@@ -340,14 +354,17 @@ def _einsum_samples(draw: Draw):
 
 
 def _einsum_errors(draw: Draw):
-    yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), subscripts="ij,jk", error=ShapeError, match=r"einsum: .*\(2, 3\)")
+    yield ErrorSample(
+        draw.normal(2, 3), draw.normal(2, 3), subscripts="ij,jk", error=ShapeError, match=r"einsum: .*\(2, 3\)"
+    )
     yield ErrorSample(draw.normal(2, 3), subscripts="ijk", error=ShapeError, match=r"einsum: .*\(2, 3\)")
     yield ErrorSample(draw.normal(2, 3), subscripts="ij->k", error=ShapeError, match="einsum: ")
 
 
 def _subscripts_first(*args: Any, **given: Any) -> tuple[tuple, dict]:
     if not args or not isinstance(args[0], str):
-        raise ArgumentError(f"einsum: expected subscripts first, as in einsum('ij,jk->ik', a, b), got {type(args[0]).__name__ if args else 'nothing'}")
+        came = type(args[0]).__name__ if args else "nothing"
+        raise ArgumentError(f"einsum: expected subscripts first, as in einsum('ij,jk->ik', a, b), got {came}")
     return args[1:], {"subscripts": args[0], **given}
 
 
@@ -355,22 +372,22 @@ def _einsum_labels(subscripts: str, ndims: Sequence[int]) -> tuple[list[str], st
     """One letter per axis: for each operand, and for the result. Ellipses become letters, aligned at the right."""
     given, arrow, result = subscripts.replace(" ", "").partition("->")
     operands = given.split(",")
-    counts = [ndim - len(o.replace("...", "")) if "..." in o else 0 for o, ndim in zip(operands, ndims)]
+    counts = [ndim - len(o) + 3 if "..." in o else 0 for o, ndim in zip(operands, ndims, strict=True)]
     unused = [c for c in string.ascii_letters if c not in subscripts]
     dots = "".join(unused[: max(counts)])
     if not arrow:
         letters = given.replace(",", "").replace(".", "")
         result = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    labels = [o.replace("...", dots[len(dots) - count :]) for o, count in zip(operands, counts)]
+    labels = [o.replace("...", dots[len(dots) - count :]) for o, count in zip(operands, counts, strict=True)]
     return labels, result.replace("...", dots)
 
 
 @op(samples=_einsum_samples, errors=_einsum_errors, spelling=_subscripts_first, view=True)
 def einsum(xp, *operands, subscripts):
-    """Products of elements, summed over the letters that the result does not have: `einsum("ij,jk->ik", a, b)` is a @ b.
+    """Products of elements, summed over letters that the result does not have: `einsum("ij,jk->ik", a, b)` is a @ b.
 
-    Without an arrow the result has the letters that occur once, in alphabetical order. A letter that occurs twice in an operand
-    takes the diagonal; `...` stands for axes that broadcast. Raises: ShapeError.
+    Without an arrow the result has the letters that occur once, in alphabetical order. A letter that occurs twice in an
+    operand takes the diagonal; `...` stands for axes that broadcast. Raises: ShapeError.
     """
     return xp.einsum(subscripts, *operands, optimize=len(operands) > 1)
 
@@ -379,19 +396,19 @@ def einsum(xp, *operands, subscripts):
 def _(xp, dy, *operands, subscripts, wanted):
     labels, result = _einsum_labels(subscripts, [x.ndim for x in operands])
     sizes: dict[str, int] = {}
-    for letters, x in zip(labels, operands):
-        for letter, n in zip(letters, x.shape):
-            sizes[letter] = max(n, sizes.get(letter, n)) if n != 0 else 0
+    for letters, x in zip(labels, operands, strict=True):
+        for letter, n in zip(letters, x.shape, strict=True):
+            sizes[letter] = n if n != 1 else sizes.get(letter, 1)
 
     def gradient(k: int) -> Any:
-        mine, shape = labels[k], dict(zip(labels[k], operands[k].shape))
+        mine, shape = labels[k], dict(zip(labels[k], operands[k].shape, strict=True))
         rest = [labels[i] for i in range(len(operands)) if i != k]
         elsewhere = set("".join([result, *rest]))
         # What was broadcast is summed; what occurs nowhere else is repeated below.
         kept = "".join(c for c in shape if c in elsewhere and shape[c] == sizes[c])
         others = [x for i, x in enumerate(operands) if i != k]
         dx = einsum(xp, dy, *others, subscripts=f"{','.join([result, *rest])}->{kept}")
-        found = dict(zip(kept, dx.shape))
+        found = dict(zip(kept, dx.shape, strict=True))
         dx = xp.broadcast_to(xp.reshape(dx, tuple(found.get(c, 1) for c in shape)), tuple(shape.values()))
         return _onto_diagonals(xp, dx, mine)
 
@@ -399,7 +416,7 @@ def _(xp, dy, *operands, subscripts, wanted):
 
 
 def _onto_diagonals(xp, dx: Any, letters: str) -> Any:
-    """An axis for each letter, from one for each different letter: zeros where the places of a repeated letter differ."""
+    """An axis for each letter, from one for each different letter: zeros where the places of a repeated one differ."""
     for place, letter in enumerate(letters):
         first = letters.index(letter)
         if first != place:
@@ -432,7 +449,8 @@ def _check_linear(x: Any, weight: Any, bias: Any) -> None:
     if len(w) != 2 or x.shape[-1:] != w[1:] or (bias is not None and bias.shape != w[:1]):
         came = ", ".join(str(a.shape) for a in (x, weight, bias) if a is not None)
         raise ShapeError(
-            f"linear: expected x (..., in), weight (out, in), bias (out,), got {came}; weight's rows are the outputs, its columns the inputs"
+            f"linear: expected x (..., in), weight (out, in), bias (out,), got {came}; "
+            "a weight has one row per output and one column per input"
         )
 
 

@@ -100,7 +100,10 @@ def _expand_dims_errors(draw: Draw):
 
 @op(samples=_expand_dims_samples, errors=_expand_dims_errors, method=True, view=True)
 def expand_dims(xp, x, *, axis):
-    """New axes of length 1, at these places of the result. Shapes: x (2, 3), axis=1 -> y (2, 1, 3). Raises: BoundsError."""
+    """New axes of length 1, at these places of the result.
+
+    Shapes: x (2, 3), axis=1 -> y (2, 1, 3). Raises: BoundsError.
+    """
     return xp.expand_dims(x, axis)
 
 
@@ -253,7 +256,7 @@ def _astype_spelling(x: Any, dtype: Any) -> tuple[tuple, dict]:
 
 @op(samples=_astype_samples, spelling=_astype_spelling)
 def astype(xp, x, *, dtype):
-    """A copy in another dtype; the gradient is cast back. The method takes `copy=False` as NumPy's does. Raises: DtypeError."""
+    """A copy in another dtype; the gradient is cast back. The method takes `copy=False` too. Raises: DtypeError."""
     return xp.array(x, dtype=dtype)
 
 
@@ -305,7 +308,10 @@ def _broadcast_to_errors(draw: Draw):
 
 @op(samples=_broadcast_to_samples, errors=_broadcast_to_errors, spelling=_sizes("shape"), method=True, view=True)
 def broadcast_to(xp, x, *, shape):
-    """x repeated along axes of length 1 and new leading ones, without a copy. Shapes: x (3,) -> y (2, 3). Raises: ShapeError."""
+    """x repeated along axes of length 1 and new leading ones, without a copy.
+
+    Shapes: x (3,) -> y (2, 3). Raises: ShapeError.
+    """
     return xp.broadcast_to(x, shape)
 
 
@@ -320,7 +326,7 @@ def _(xp, dy):
 def _pieces(xp, dy: Any, axis: int, lengths: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> tuple:
     """The parts of dy, one after the other along an axis, in the shapes of the arrays that were joined."""
     parts, start = [], 0
-    for length, shape in zip(lengths, shapes):
+    for length, shape in zip(lengths, shapes, strict=True):
         parts.append(xp.reshape(dy[at_axis(axis, slice(start, start + length))], shape))
         start += length
     return tuple(parts)
@@ -334,7 +340,9 @@ def _concatenate_samples(draw: Draw):
 
 
 def _concatenate_errors(draw: Draw):
-    yield ErrorSample(draw.normal(2, 3), draw.normal(2, 4), error=ShapeError, match=r"concatenate: .*\(2, 3\).*\(2, 4\)")
+    yield ErrorSample(
+        draw.normal(2, 3), draw.normal(2, 4), error=ShapeError, match=r"concatenate: .*\(2, 3\).*\(2, 4\)"
+    )
     yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), axis=2, error=BoundsError, match="concatenate: ")
 
 
@@ -369,7 +377,10 @@ def _stack_errors(draw: Draw):
 
 @op(samples=_stack_samples, errors=_stack_errors)
 def stack(xp, *arrays, axis=0):
-    """Arrays of one shape along a new axis. Shapes: k arrays (2, 3), axis=1 -> y (2, k, 3). Raises: ShapeError, BoundsError."""
+    """Arrays of one shape along a new axis.
+
+    Shapes: k arrays (2, 3), axis=1 -> y (2, k, 3). Raises: ShapeError, BoundsError.
+    """
     return xp.stack(arrays, axis=axis)
 
 
@@ -412,7 +423,10 @@ def _hstack_errors(draw: Draw):
 
 @op(samples=_hstack_samples, errors=_hstack_errors)
 def hstack(xp, *arrays):
-    """Arrays side by side: along axis 1, vectors along axis 0. Shapes: (2, 3) and (2, 1) -> y (2, 4). Raises: ShapeError."""
+    """Arrays side by side: along axis 1, vectors along axis 0.
+
+    Shapes: (2, 3) and (2, 1) -> y (2, 4). Raises: ShapeError.
+    """
     return xp.hstack(arrays)
 
 
@@ -442,7 +456,8 @@ def _split_errors(draw: Draw):
 def split(xp, x, *, indices_or_sections, axis=0):
     """x in equal parts, or cut before these places. A tuple, where NumPy has a list.
 
-    Shapes: x (6, 3), 3 sections -> 3 outputs (2, 3); cut at (1, 4) -> (1, 3), (3, 3), (2, 3). Raises: ShapeError, BoundsError.
+    Shapes: x (6, 3), 3 sections -> 3 outputs (2, 3); cut at (1, 4) -> (1, 3), (3, 3), (2, 3).
+    Raises: ShapeError, BoundsError.
     """
     return tuple(xp.split(x, indices_or_sections, axis=normal_axis(axis, x.ndim, "split")))
 
@@ -465,7 +480,10 @@ def _array_split_errors(draw: Draw):
 
 @op(samples=_array_split_samples, errors=_array_split_errors, view=True)
 def array_split(xp, x, *, indices_or_sections, axis=0):
-    """As `split`, but the first parts are longer by one where they cannot be equal. Shapes: x (7,), 3 sections -> (3,), (2,), (2,)."""
+    """As `split`, but the first parts are longer by one where they cannot be equal.
+
+    Shapes: x (7,), 3 sections -> (3,), (2,), (2,). Raises: ShapeError, BoundsError.
+    """
     if indices_or_sections == 0:
         raise ShapeError(f"array_split: expected at least one section, got 0 for {x.shape}")
     return tuple(xp.array_split(x, indices_or_sections, axis=normal_axis(axis, x.ndim, "array_split")))
@@ -537,7 +555,10 @@ def _rot90_errors(draw: Draw):
 
 @op(samples=_rot90_samples, errors=_rot90_errors, view=True)
 def rot90(xp, x, *, k=1, axes=(0, 1)):
-    """Turned k times by 90 degrees, from the first of the axes towards the second. Shapes: x (2, 3) -> y (3, 2). Raises: ShapeError."""
+    """Turned k times by 90 degrees, from the first of the axes towards the second.
+
+    Shapes: x (2, 3) -> y (3, 2). Raises: ShapeError.
+    """
     if x.ndim < 2:
         raise ShapeError(f"rot90: expected at least two axes, got {x.shape}")
     return xp.rot90(x, k, axes)
@@ -567,7 +588,9 @@ def _repeat_errors(draw: Draw):
 
 @op(samples=_repeat_samples, errors=_repeat_errors, method=True)
 def repeat(xp, x, *, repeats, axis=None):
-    """Each element along the axis `repeats` times, or repeats[i] times; x is flattened without `axis`. NumPy's meaning, not PyTorch's.
+    """Each element along the axis `repeats` times, or repeats[i] times; x is flattened without `axis`.
+
+    NumPy's meaning; what PyTorch calls repeat is `tile`.
 
     Shapes: x (2, 3), 2 repeats, axis=1 -> y (2, 6). Raises: ShapeError.
     """
@@ -608,7 +631,7 @@ def _(xp, dy, x_shape, *, reps):
     ndim = max(len(reps), len(x_shape))
     reps = (1,) * (ndim - len(reps)) + reps
     shape = (1,) * (ndim - len(x_shape)) + x_shape
-    apart = tuple(n for pair in zip(reps, shape) for n in pair)
+    apart = tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
     return xp.reshape(xp.sum(xp.reshape(dy, apart), axis=tuple(range(0, 2 * ndim, 2))), x_shape)
 
 
@@ -628,7 +651,9 @@ def _pad_samples(draw: Draw):
 def _pad_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), pad_width=((1, 2), (1, 2), (1, 2)), error=ShapeError, match=r"pad: .*\(2, 3\)")
     yield ErrorSample(draw.normal(2, 3), pad_width=-1, error=ShapeError, match="pad: ")
-    yield ErrorSample(draw.normal(2, 3), pad_width=1, mode="mirror", error=OptionError, match="pad: .*reflect.*'mirror'")
+    yield ErrorSample(
+        draw.normal(2, 3), pad_width=1, mode="mirror", error=OptionError, match="pad: .*reflect.*'mirror'"
+    )
     yield ErrorSample(draw.normal(0, 3), pad_width=1, mode="edge", error=ShapeError, match=r"pad: .*\(0, 3\)")
 
 
@@ -640,8 +665,8 @@ def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[int, int]]:
 def pad(xp, x, *, pad_width, mode="constant", constant_values=0):
     """x with borders: `pad_width` elements before and after, (before, after), or one such pair per axis.
 
-    mode: "constant" (`constant_values`), "edge" (the last value), "reflect" (mirrored, without the edge), "symmetric" (mirrored,
-    with the edge), "wrap" (from the other end).
+    mode: "constant" (`constant_values`), "edge" (the last value), "reflect" (mirrored, without the edge), "symmetric"
+    (mirrored, with the edge), "wrap" (from the other end).
     Shapes: x (2, 3), pad_width=1 -> y (4, 5). Raises: ShapeError, OptionError.
     """
     if mode not in PAD_MODES:
@@ -654,7 +679,8 @@ def pad(xp, x, *, pad_width, mode="constant", constant_values=0):
 
 @pad.grad("x")
 def _(xp, dy, x_shape, *, pad_width, mode):
-    for axis, (n, (before, after)) in enumerate(zip(x_shape, _pad_widths(pad_width, len(x_shape)))):
+    widths = _pad_widths(pad_width, len(x_shape))
+    for axis, (n, (before, after)) in enumerate(zip(x_shape, widths, strict=True)):
         if mode == "constant":
             dy = dy[at_axis(axis, slice(before, before + n))]
         elif before or after:  # every element of the border is a copy of one inside: its gradient goes there
@@ -691,7 +717,10 @@ def _diagonal_errors(draw: Draw):
 
 @op(samples=_diagonal_samples, errors=_diagonal_errors, method=True, view=True)
 def diagonal(xp, x, *, offset=0, axis1=0, axis2=1):
-    """The elements x[..., i, i + offset] of two axes, as the last axis. Shapes: x (2, 3, 4) -> y (4, 2). Raises: ShapeError."""
+    """The elements x[..., i, i + offset] of two axes, as the last axis.
+
+    Shapes: x (2, 3, 4) -> y (4, 2). Raises: ShapeError.
+    """
     if x.ndim < 2:
         raise ShapeError(f"diagonal: expected at least two axes, got {x.shape}")
     first, second = normal_axis(axis1, x.ndim, "diagonal"), normal_axis(axis2, x.ndim, "diagonal")
@@ -718,7 +747,10 @@ def _diag_errors(draw: Draw):
 
 @op(samples=_diag_samples, errors=_diag_errors, view=True)
 def diag(xp, x, *, k=0):
-    """The k-th diagonal of a matrix, or a matrix with the vector x on it. Shapes: x (m, n) -> y (min(m, n),), or x (n,) -> y (n, n)."""
+    """The k-th diagonal of a matrix, or a matrix with the vector x on it.
+
+    Shapes: x (m, n) -> y (min(m, n),), or x (n,) -> y (n, n), both for k = 0. Raises: ShapeError.
+    """
     if x.ndim not in (1, 2):
         raise ShapeError(f"diag: expected a vector or a matrix, got {x.shape}; diagonal() takes more axes")
     return xp.diag(x, k)
@@ -762,7 +794,10 @@ def _(xp, dy, *, k):
 
 
 def _flatten(self: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """The axes from start_dim to end_dim as one. Shapes: x (2, 3, 4), start_dim=1 -> y (2, 12). A view where it can be."""
+    """The axes from start_dim to end_dim as one, as a view where that can be.
+
+    Shapes: x (2, 3, 4), start_dim=1 -> y (2, 12). Raises: BoundsError, ArgumentError.
+    """
     if not self.ndim:
         return reshape(self, shape=(1,))
     first, last = normal_axis(start_dim, self.ndim, "flatten"), normal_axis(end_dim, self.ndim, "flatten")
@@ -773,10 +808,13 @@ def _flatten(self: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 def _expand(self: Tensor, *sizes: Any) -> Tensor:
-    """Broadcast to these sizes, -1 meaning the size that is there. Shapes: x (3, 1), sizes (2, -1, 4) -> y (2, 3, 4)."""
+    """Broadcast to these sizes, -1 meaning the size that is there.
+
+    Shapes: x (3, 1), sizes (2, -1, 4) -> y (2, 3, 4). Raises: ShapeError.
+    """
     shape = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     there = (-1,) * (len(shape) - self.ndim) + self.shape
-    return broadcast_to(self, shape=tuple(old if n == -1 else n for n, old in zip(shape, there)))
+    return broadcast_to(self, shape=tuple(old if n == -1 else n for n, old in zip(shape, there, strict=True)))
 
 
 def _astype(self: Tensor, dtype: Any, *, copy: bool = True) -> Tensor:
