@@ -2,7 +2,7 @@
 
 from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 
-from . import errors, ops, testing
+from . import errors, nn, ops, optim, testing
 from . import numpy as numpy
 from ._op import op
 from ._tensor import (
@@ -26,6 +26,7 @@ from ._tensor import (
 )
 from .device import Device, default_device, device_report, is_available, set_default_device, synchronize
 from .errors import Error
+from .serialization import load, save
 from .tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
 
 __version__ = "0.1.0"

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .device import BACKENDS, Device, backend_for, copy_to, default_device, device_of, device_scope, is_array, require
+from .device import (
+    BACKENDS,
+    Device,
+    backend_for,
+    copy_to,
+    default_device,
+    device_of,
+    device_scope,
+    is_array,
+    names_device,
+    require,
+)
 from .errors import ArgumentError, DtypeError, GraphError, MutationError, ShapeError
 
 if TYPE_CHECKING:
@@ -373,22 +384,16 @@ class Tensor:
 
         Takes what names a device ("cpu", "cuda:0"), a dtype, or another Tensor to be like.
         """
-        for argument in args:
-            if isinstance(argument, Tensor):
-                device, dtype = argument.device, argument.dtype
-            elif isinstance(argument, Device) or (isinstance(argument, str) and argument.partition(":")[0] in ("cpu", "cuda")):
-                device = argument
-            else:
-                dtype = argument
+        device, dtype = destination(args, device, dtype)
         result = self
-        if device is not None and self.device != (device := require(device)):
+        if device is not None and self.device != device:
             if self._node is None:
                 result = Tensor(copy_to(self._data, device))
             else:
                 from .ops.shape import to_device
 
                 result = to_device(self, device=str(device), origin=str(self.device))
-        if dtype is not None and result.dtype != np.dtype(dtype):
+        if dtype is not None and result.dtype != dtype:
             result = result.astype(dtype)
         return result
 
@@ -548,6 +553,18 @@ class Tensor:
 
     def __hash__(self) -> int:
         return id(self)
+
+
+def destination(args: tuple, device: Any = None, dtype: Any = None) -> tuple[Device | None, Any]:
+    """What `.to(...)` was given, as (device or None, dtype or None). Raises: DeviceError for a device that this machine lacks."""
+    for argument in args:
+        if isinstance(argument, Tensor):
+            device, dtype = argument.device, argument.dtype
+        elif names_device(argument):
+            device = argument
+        else:
+            dtype = argument
+    return None if device is None else require(device), None if dtype is None else np.dtype(dtype)
 
 
 def _rebuild(kind: type, host: np.ndarray, device: str, requires_grad: bool, grad: np.ndarray | None) -> Tensor:

@@ -251,6 +251,11 @@ _default_reason = ""
 _here = threading.local()  # a device that a scope makes current in this thread
 
 
+def names_device(value: Any) -> bool:
+    """Whether the value is a device or the name of one, rather than of a dtype, say."""
+    return isinstance(value, Device) or (isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", *_by_name))
+
+
 def as_device(device: Device | str) -> Device:
     """A `Device` from its name: "cpu", "cuda", "cuda:1". Raises `DeviceError` for a name that is none."""
     if isinstance(device, Device):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._tensor import Tensor, asarray
-from ..device import Device, require
+from .._tensor import Tensor, asarray, destination
+from ..device import Device
 from ..errors import ArgumentError, CheckpointError, DtypeError
 from ..tape import is_floating, no_grad
 from .parameter import Parameter, one_chunk
@@ -224,15 +224,7 @@ class Module:
 
         Takes what names a device ("cpu", "cuda:0"), a dtype, or a Tensor to be like. Raises: DtypeError for a dtype that is not floating.
         """
-        for argument in args:
-            if isinstance(argument, Tensor):
-                device, dtype = argument.device, argument.dtype
-            elif isinstance(argument, Device) or (isinstance(argument, str) and argument.partition(":")[0] in ("cpu", "cuda")):
-                device = argument
-            else:
-                dtype = argument
-        device = None if device is None else require(device)
-        dtype = None if dtype is None else np.dtype(dtype)
+        device, dtype = destination(args, device, dtype)
         if dtype is not None and not is_floating(dtype):
             raise DtypeError(f"{type(self).__name__}.to: expected a floating dtype, got {dtype}")
 
