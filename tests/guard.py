@@ -110,7 +110,21 @@ def in_place(function: Any) -> Any:
     return change
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+):
     _function = getattr(operator, f"__{_name}__")
     setattr(GuardArray, f"__{_name}__", two(_function))
     setattr(GuardArray, f"__r{_name}__", reflected(_function))

@@ -13,6 +13,7 @@ from .._op import op
 from .._tensor import install
 from ..errors import ArgumentError, ShapeError
 from ..testing import Draw, ErrorSample, Sample, apart_pairs, positive_pairs, real_line, real_pairs
+from .activations import sigmoid
 
 LN2 = math.log(2)
 
@@ -438,11 +439,10 @@ def _(xp, dy, a, b):
 arctan2.cpu = np.arctan2
 
 
-def _log_share(xp, a, b, y, log_half):
-    """a - y, the logarithm of a's share of the sum, without inf - inf: equal infinities have half each."""
-    all_of_it = a == y
-    logarithm = xp.where(all_of_it, 0, a) - xp.where(all_of_it, 0, y)
-    return xp.where(xp.logical_and(all_of_it, b == y), log_half, logarithm)
+def _lead(xp, a, b):
+    """a - b, and 0 for equal infinities."""
+    same = xp.logical_and(a == b, abs(a) == math.inf)
+    return xp.where(same, 0, a) - xp.where(same, 0, b)
 
 
 @op(samples=real_pairs, errors=_incompatible, method=True)
@@ -452,13 +452,13 @@ def logaddexp(xp, a, b):
 
 
 @logaddexp.grad("a")
-def _(xp, dy, a, b, y):
-    return dy * xp.exp(_log_share(xp, a, b, y, -LN2))
+def _(xp, dy, a, b):
+    return dy * sigmoid(xp, _lead(xp, a, b))  # as exp(a - y) it would inherit the rounding of a large y
 
 
 @logaddexp.grad("b")
-def _(xp, dy, a, b, y):
-    return dy * xp.exp(_log_share(xp, b, a, y, -LN2))
+def _(xp, dy, a, b):
+    return dy * sigmoid(xp, _lead(xp, b, a))
 
 
 logaddexp.cpu = np.logaddexp
@@ -471,13 +471,13 @@ def logaddexp2(xp, a, b):
 
 
 @logaddexp2.grad("a")
-def _(xp, dy, a, b, y):
-    return dy * xp.exp2(_log_share(xp, a, b, y, -1))
+def _(xp, dy, a, b):
+    return dy * sigmoid(xp, LN2 * _lead(xp, a, b))
 
 
 @logaddexp2.grad("b")
-def _(xp, dy, a, b, y):
-    return dy * xp.exp2(_log_share(xp, b, a, y, -1))
+def _(xp, dy, a, b):
+    return dy * sigmoid(xp, LN2 * _lead(xp, b, a))
 
 
 logaddexp2.cpu = np.logaddexp2

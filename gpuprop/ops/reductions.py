@@ -106,8 +106,8 @@ def mean(xp, x, *, axis=None, dtype=None, keepdims=False):
 
 @mean.grad("x")
 def _(xp, dy, x_shape, *, axis, keepdims):
-    count = reduced_size(x_shape, axis) or 1  # of no elements, the gradient is empty
-    return xp.broadcast_to(expanded(xp, dy / count, x_shape, axis, keepdims), x_shape)
+    share = 1 / (reduced_size(x_shape, axis) or 1)  # a number: as a float16, a count may be infinite
+    return xp.broadcast_to(expanded(xp, dy * share, x_shape, axis, keepdims), x_shape)
 
 
 def _with_ddof(draw: Draw):
@@ -174,8 +174,10 @@ def logsumexp(xp, x, *, axis=None, keepdims=False):
 
 @logsumexp.grad("x")
 def _(xp, dy, x, y, *, axis, keepdims):
-    y = xp.where(y == -math.inf, 0, y)
-    return expanded(xp, dy, x.shape, axis, keepdims) * xp.exp(x - expanded(xp, y, x.shape, axis, keepdims))
+    y = expanded(xp, xp.where(y == -math.inf, 0, y), x.shape, axis, keepdims)
+    shares = xp.exp(x - y)  # but for the rounding of y, which matters where it is large: divided by their sum
+    shares = quotient(xp, shares, xp.sum(shares, axis=axis, keepdims=True))
+    return expanded(xp, dy, x.shape, axis, keepdims) * shares
 
 
 # --- Norms ----------------------------------------------------------------------------------------------------------
