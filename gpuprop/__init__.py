@@ -5,6 +5,19 @@ from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, u
 from . import errors, nn, ops, optim, testing
 from . import numpy as numpy
 from ._op import op
+from ._random import (
+    Generator,
+    default_generator,
+    manual_seed,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randint_like,
+    randn,
+    randn_like,
+    randperm,
+)
 from ._tensor import (
     Tensor,
     arange,

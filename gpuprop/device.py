@@ -78,6 +78,7 @@ class Backend:
                 "ndtr": "scipy.special:ndtr",
                 "getitem": "operator:getitem",
                 "index_add": "gpuprop.device:host_index_add",
+                "philox": "gpuprop._philox:host_words",
             },
         )
         self.xp.report_if = self.report_if

@@ -5,11 +5,17 @@ Most are the ops themselves: options follow the arrays by position or by name, `
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .. import numpy as gnp
+from .. import ops
+from .._random import Generator, default_generator
+from .._tensor import Tensor
+from ..device import device_of
+from ..errors import ArgumentError, OptionError
 from ..ops.activations import (
     celu,
     elu,
@@ -47,16 +53,19 @@ from ..ops.losses import (
     poisson_nll_loss,
     smooth_l1_loss,
 )
+from ..tape import no_grad
 
 tanh = gnp.tanh
 logsigmoid = log_sigmoid
 
 __all__ = [
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",
     "cosine_similarity",
     "cross_entropy",
+    "dropout",
     "elu",
     "gaussian_nll_loss",
     "gelu",
@@ -67,6 +76,7 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
@@ -80,6 +90,7 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "rms_norm",
     "selu",
     "sigmoid",
     "silu",
@@ -110,3 +121,59 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     if num_classes == -1:
         num_classes = int(gnp.max(tensor)) + 1
     return gnp.one_hot(tensor, num_classes=num_classes, dtype=np.int64)
+
+
+def dropout(input: Any, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Any:
+    """Inverted dropout: each element is 0 with probability p, else divided by 1 - p; the input itself outside training.
+
+    generator: draws the mask; the default one of the input's device if None.
+    """
+    if not 0 <= p <= 1:
+        raise OptionError(f"dropout: expected p from 0 to 1, got {p}")
+    if not training or p == 0:
+        return input
+    taped = isinstance(input, Tensor)
+    generator = generator or default_generator(device_of(input.data if taped else np.asarray(input)))
+    seed, offset = generator.reserve(ops.random.blocks_of_lanes(math.prod(gnp.shape(input))))
+    base = generator.base if taped else generator.base.data
+    return ops.random.dropout(input, base, p=p, seed=seed, offset=offset)
+
+
+def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """Layer normalisation over the last axes, whose lengths are normalized_shape: see `gp.numpy.layer_norm`."""
+    return ops.normalisation.layer_norm(input, weight, bias, normalized_shape=normalized_shape, eps=eps)
+
+
+def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """Root mean square normalisation over the last axes of lengths normalized_shape: see `gp.numpy.rms_norm`."""
+    return ops.normalisation.rms_norm(input, weight, normalized_shape=normalized_shape, eps=eps)
+
+
+def batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Batch normalisation per channel (axis 1): by the batch's own statistics in training, else by the running ones.
+
+    In training the running statistics, if given, are updated in place and on their device:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance of the batch.
+    Shapes: input (N, C, ...), all others (C,). Raises: ShapeError, ArgumentError.
+    """
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ArgumentError("batch_norm: expected running_mean and running_var outside training, got None")
+        return ops.normalisation.standardize(input, running_mean, running_var, weight, bias, eps=eps)
+    y, mean, variance = ops.normalisation.batch_norm(input, weight, bias, eps=eps)
+    count = math.prod(y.shape) // max(1, y.shape[1])
+    with no_grad():
+        for running, batch in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
+            if running is not None:
+                running *= 1 - momentum
+                running += batch * momentum
+    return y

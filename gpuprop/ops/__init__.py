@@ -1,3 +1,15 @@
 """The ops, one file per family. Importing this package fills the registry."""
 
-from . import activations, arithmetic, comparisons, elementary, indexing, linalg, losses, reductions, shape  # noqa: F401
+from . import (  # noqa: F401
+    activations,
+    arithmetic,
+    comparisons,
+    elementary,
+    indexing,
+    linalg,
+    losses,
+    normalisation,
+    random,
+    reductions,
+    shape,
+)
