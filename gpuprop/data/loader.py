@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .._random import randperm
 from .._tensor import Tensor, asarray
 from ..errors import ArgumentError, BoundsError, DeviceError, OptionError, ShapeError
 
@@ -66,7 +67,7 @@ class DataLoader:
 
     dataset: a TensorDataset, or a tuple of tensors or arrays.
     batch_size: samples in a batch. shuffle: a new order in each epoch. drop_last: leave out a smaller last batch.
-    generator: draws the order; gpuprop's default generator of the data's device if None.
+    generator: a gp.Generator on the data's device that draws the order; the default one of that device if None.
     Raises: OptionError for a batch size below 1.
     """
 
@@ -100,8 +101,6 @@ class DataLoader:
 
     def _order(self) -> Any:
         """A permutation of the samples, drawn on the data's device."""
-        from ..ops.random import randperm
-
         device = self.dataset.tensors[0].device
         return randperm(len(self.dataset), generator=self.generator, device=device).data
 
@@ -113,8 +112,6 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) 
     goes to the first parts, one sample each).
     Raises: ShapeError where they do not add up.
     """
-    from ..ops.random import randperm
-
     dataset = as_dataset(dataset)
     total = len(dataset)
     if any(n < 0 for n in lengths):

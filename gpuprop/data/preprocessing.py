@@ -68,7 +68,7 @@ class Preprocessing:
     def fit(
         cls, table: Table, target: str, task: str, rows: np.ndarray, *, scale: tuple[float, float] | None = None
     ) -> Preprocessing:
-        """Learns what is needed to prepare any rows from the training rows alone; only the classes are the whole table's.
+        """Learns what is needed to prepare any rows, from the training rows alone; only the classes are all rows'.
 
         task: "classification" or "regression" (see `find_task`). rows: int array, the training rows.
         scale: a (mean, scale) for all numbers, known beforehand, in place of each column's own.
@@ -175,8 +175,8 @@ class Preprocessing:
 def find_task(table: Table, target: str, task: str = "auto") -> str:
     """ "classification" or "regression": as asked for, else by what the target holds.
 
-    Text and truth values are classes. Integers are classes where there are two of them, or at most 20 with 5 rows each or
-    more on average. Other numbers are quantities.
+    Text and truth values are classes. Integers are classes where there are two of them, or at most 20 and on average
+    5 rows or more for each. Other numbers are quantities.
     """
     if task not in TASKS:
         raise OptionError(f"task: expected {', '.join(TASKS)}, got {task!r}")
@@ -286,7 +286,7 @@ def class_numbers(table: Table, target: str, classes: list[Any]) -> np.ndarray:
 
 
 def classes_of(table: Table, target: str) -> list[Any]:
-    """The different labels in a target, in order. Raises: DataError where there is one only, or hardly two rows share one."""
+    """The different labels in a target, in order. Raises: DataError where there is one, or almost one per row."""
     labels = _labels(table, target)
     classes = sorted(set(labels))
     if len(classes) == 1:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._random import randperm
+
 
 class Split(NamedTuple):
     """Row numbers, each in one part only, in order."""
@@ -22,8 +24,6 @@ def split_rows(
 
     test, validation: fractions of all rows. classes: class numbers (N,), to be shared out in proportion.
     """
-    from ..ops.random import randperm
-
     order = randperm(count, generator=generator, device="cpu").numpy()
     if classes is not None:
         order = order[np.argsort(classes[order], kind="stable")]

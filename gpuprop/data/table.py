@@ -23,7 +23,7 @@ DELIMITERS = ",;\t"
 class Table:
     """Named columns of equal length.
 
-    columns: arrays (N,) by name. name: what messages call the table. lines: where each row stands in its file, if known.
+    columns: arrays (N,) by name. name: what messages call the table. lines: where each row stands in a file, if known.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], name: str = "table", lines: np.ndarray | None = None):

@@ -13,7 +13,7 @@ from .trainer import Callback, Row, Trainer
 
 
 class EarlyStopping(Callback):
-    """Ends the training after `patience` epochs without a lower validation loss, and restores the best epoch's weights."""
+    """Ends the training after `patience` epochs without a lower validation loss; restores the best epoch's weights."""
 
     def __init__(self, patience: int):
         self.patience = patience

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from .._random import Generator, default_generator, manual_seed
 from .._tensor import asarray
 from ..data.digits import BRIGHTEST, TARGET, digits_table
 from ..data.loader import DataLoader, TensorDataset
@@ -20,7 +21,6 @@ from ..device import Device, default_device, require
 from ..errors import DataError, Error, OptionError, did_you_mean
 from ..nn import MLP, Module
 from ..nn import functional as F
-from ..ops.random import Generator, manual_seed
 from ..serialization import load, save
 from ..tape import no_grad
 from .callbacks import Checkpoint, EarlyStopping, EpochLog, finite
@@ -90,7 +90,7 @@ def prepare(data: str, options: Options) -> Job:
     if len(table) < FEWEST_ROWS:
         raise DataError(f"{table.name}: expected at least {FEWEST_ROWS} rows, got {len(table)}")
     labels = class_numbers(table, target, classes_of(table, target)) if task == "classification" else None
-    split = split_rows(len(table), generator=Generator(options.seed), classes=labels)
+    split = split_rows(len(table), generator=Generator("cpu", options.seed), classes=labels)
     pixels = (
         (0.0, float(BRIGHTEST)) if data == DIGITS else None
     )  # a pixel's scale is known; its spread at the edge is noise
@@ -109,7 +109,7 @@ def prepare(data: str, options: Options) -> Job:
     arrays = (preprocessing.transform(table), preprocessing.targets(table))
     train, validation, test = (TensorDataset(*(asarray(a[rows], device=device) for a in arrays)) for rows in split)
     # Full batches only: one of a single row has no spread to normalise by. The next epoch's order brings the rest.
-    loader = DataLoader(train, batch_size=options.batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(train, batch_size=cast(int, options.batch_size), shuffle=True, drop_last=True)
     trainer = _trainer(MLP(**network, seed=options.seed).to(device), options, preprocessing, steps=len(loader))
     return Job(
         options,
@@ -243,7 +243,7 @@ def _trainer(model: Module, options: Options, preprocessing: Preprocessing, step
         callbacks=[EarlyStopping(options.patience)] if options.patience is not None else [],
         scheduler=schedule.make(optimizer, options, options.epochs * steps),
         schedule_every=schedule.every,
-        generator=default_generator(),
+        generator=default_generator(next(model.parameters()).device),
     )
 
 

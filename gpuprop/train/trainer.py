@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps that never wait for the device, and a state to save and continue from to the bit."""
+"""The training loop: epochs of steps that never wait for the device, and a state to continue from to the bit."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-            "generator": self.generator.state_dict() if self.generator is not None else None,
+            "generator": self.generator.get_state() if self.generator is not None else None,
             "callbacks": {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())},
         }
 
@@ -142,7 +142,7 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         if self.generator is not None:
-            self.generator.load_state_dict(state["generator"])
+            self.generator.set_state(state["generator"])
         for callback in self.callbacks:
             if (own := state["callbacks"].get(type(callback).__name__)) is not None:
                 callback.load_state_dict(own)

@@ -26,7 +26,7 @@ def test_batches_in_order(device, drop_last, sizes):
 
 
 def test_shuffled_batches_hold_every_sample_once_with_its_label(device):
-    loader = DataLoader(numbered(7, device), batch_size=3, shuffle=True, generator=gp.Generator(5))
+    loader = DataLoader(numbered(7, device), batch_size=3, shuffle=True, generator=gp.Generator(device, 5))
     for _ in range(3):
         batches = list(loader)
         assert sorted(y for _, labels in batches for y in labels.tolist()) == list(range(7))
@@ -41,7 +41,7 @@ def orders(loader, epochs=3):
 
 def test_order_follows_the_generator(device):
     first, again, other = (
-        orders(DataLoader(numbered(50, device), 8, True, generator=gp.Generator(seed))) for seed in (1, 1, 2)
+        orders(DataLoader(numbered(50, device), 8, True, generator=gp.Generator(device, seed))) for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -49,13 +49,13 @@ def test_order_follows_the_generator(device):
 
 
 def test_order_continues_from_a_saved_state(device):
-    generator = gp.Generator(3)
+    generator = gp.Generator(device, 3)
     loader = DataLoader(numbered(50, device), 8, shuffle=True, generator=generator)
     orders(loader)
-    state = generator.state_dict()
+    state = generator.get_state()
     expected = orders(loader)
-    continued = gp.Generator(9)
-    continued.load_state_dict(state)
+    continued = gp.Generator(device, 9)
+    continued.set_state(state)
     assert orders(DataLoader(numbered(50, device), 8, shuffle=True, generator=continued)) == expected
 
 
@@ -95,7 +95,7 @@ def test_dataset_indexing():
 
 @pytest.mark.parametrize("lengths", [[6, 3, 1], [0.6, 0.3, 0.1]])
 def test_random_split(lengths):
-    parts = random_split(numbered(10), lengths, generator=gp.Generator(0))
+    parts = random_split(numbered(10), lengths, generator=gp.Generator("cpu", 0))
     assert [len(p) for p in parts] == [6, 3, 1]
     assert sorted(y for p in parts for y in p.tensors[1].tolist()) == list(range(10))
 
