@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._op import op
+from .._tensor import install
 from ..errors import ArgumentError, BoundsError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
 from .shape import normal_axis
@@ -78,6 +79,9 @@ def _(xp, dy, a, b_shape):
     else:
         db = xp.matmul(xp.swapaxes(a, -1, -2), dy)
     return xp.squeeze(db, axis=-1) if len(b_shape) == 1 else db
+
+
+install(matmul, method="mm")
 
 
 # --- Products of vectors and tensors --------------------------------------------------------------------------------
