@@ -1,8 +1,12 @@
-"""gpuprop: GPU-accelerated backpropagation on plain arrays."""
+"""gpuprop: GPU-accelerated backpropagation on plain arrays.
+
+A tape records what is computed with Tensors, one walk backwards differentiates it, and every op runs on the device that its data
+is on: NumPy arrays on a CPU, CuPy arrays on a GPU. The README shows a training loop.
+"""
 
 from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 
-from . import errors, nn, ops, optim, testing
+from . import data, errors, nn, ops, optim, testing
 from . import numpy as numpy
 from ._op import op
 from ._random import (
@@ -41,5 +45,6 @@ from .device import Device, default_device, device_report, is_available, set_def
 from .errors import Error
 from .serialization import load, save
 from .tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
+from .transforms import checkpoint, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from ._tensor import Tensor, as_data
 from ._tree import flatten, map_leaves
 from .device import BACKENDS
 from .errors import ArgumentError, DtypeError, MutationError, ShapeError
-from .tape import Mode, Output, Recomputed, call, is_floating, tape, walk
+from .tape import Mode, Output, Recomputed, is_floating, tape, walk
 
 
 class _Depth(threading.local):
@@ -113,9 +113,7 @@ def _tensor(name: str, leaf: Any) -> Tensor:
 
 def _fresh(t: Tensor) -> Tensor:
     if t.requires_grad and tape.enabled:
-        from .ops.shape import clone
-
-        return call(clone, (t,), clone.defaults)
+        return t.clone()
     return Tensor(t._data).requires_grad_()
 
 
