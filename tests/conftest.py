@@ -8,11 +8,8 @@ from gpuprop.device import device_scope, require
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
-
-@pytest.fixture(autouse=True, scope="session")
-def on_the_cpu_unless_said_otherwise():
-    """A machine with a GPU runs the tests that ask for no device on the CPU too."""
-    gp.set_default_device("cpu")
+# On a machine with a GPU, the tests that ask for no device run on the CPU too.
+gp.set_default_device("cpu")
 
 
 @pytest.fixture(params=["cpu", "guard", CUDA])
