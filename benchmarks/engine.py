@@ -128,10 +128,18 @@ def main(
         for name, timing in timings.items():
             low, high = timing.spread()
             ratio = "" if name == "gpuprop" else f"{ours / timing.median:.2f}x {name}"
-            table.add_row(what, name, f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}", ratio)
+            table.add_row(
+                what, name, f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}", ratio
+            )
             what = ""
     peak, sum_of_parts = peak_memory(*middle)
-    table.add_row(f"peak memory, {'-'.join(map(str, middle[0]))}", "gpuprop", f"{peak / 1e6:.1f} MB", "", f"{peak / sum_of_parts:.3f}x its parts")
+    table.add_row(
+        f"peak memory, {'-'.join(map(str, middle[0]))}",
+        "gpuprop",
+        f"{peak / 1e6:.1f} MB",
+        "",
+        f"{peak / sum_of_parts:.3f}x its parts",
+    )
     Console().print(table)
 
 

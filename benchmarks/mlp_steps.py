@@ -81,10 +81,10 @@ def by_hand(problem: Problem) -> Callable[[], float]:
         np.multiply(v, np.float32(BETA2), out=v)
         np.add(v, scratch, out=v)
         np.sqrt(v, out=scratch)
-        scratch *= np.float32(1 / np.sqrt(1 - BETA2**step))
-        scratch += np.float32(EPSILON)
+        np.multiply(scratch, np.float32(1 / np.sqrt(1 - BETA2**step)), out=scratch)
+        np.add(scratch, np.float32(EPSILON), out=scratch)
         np.divide(m, scratch, out=scratch)
-        scratch *= np.float32(LEARNING_RATE / (1 - BETA1**step))
+        np.multiply(scratch, np.float32(LEARNING_RATE / (1 - BETA1**step)), out=scratch)
         np.subtract(flat, scratch, out=flat)
         return loss
 

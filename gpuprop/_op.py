@@ -178,7 +178,9 @@ class Op:
     def _read_signature(self) -> None:
         parameters = list(inspect.signature(self.rule).parameters.values())
         if not parameters or parameters[0].name != "xp":
-            raise DeclarationError(f"{self.name}: expected a rule whose first argument is `xp`, got {inspect.signature(self.rule)}")
+            raise DeclarationError(
+                f"{self.name}: expected a rule whose first argument is `xp`, got {inspect.signature(self.rule)}"
+            )
         inputs, optional, self.variadic = [], 0, False
         self.defaults: dict[str, Any] = {}
         for p in parameters[1:]:
@@ -191,7 +193,9 @@ class Op:
                 raise DeclarationError(f"{self.name}: expected options by name, got **{p.name}")
             else:
                 if p.default is not p.empty and p.default is not None:
-                    raise DeclarationError(f"{self.name}: input {p.name!r} may only default to None; make it keyword-only to be an option")
+                    raise DeclarationError(
+                        f"{self.name}: input {p.name!r} may only default to None; make it keyword-only to be an option"
+                    )
                 optional += p.default is None
                 inputs.append(p.name)
         if not inputs:
@@ -220,11 +224,18 @@ class Op:
         return declare
 
     def _gradient_rule(
-        self, function: Callable, targets: tuple[str, ...], leading: int, also: Iterable[str] = (), unit_seed: bool = False
+        self,
+        function: Callable,
+        targets: tuple[str, ...],
+        leading: int,
+        also: Iterable[str] = (),
+        unit_seed: bool = False,
     ) -> GradientRule:
         for target in targets:
             if target not in self.inputs:
-                raise DeclarationError(f"{self.name}.grad: expected one of the inputs {', '.join(self.inputs)}, got {target!r}")
+                raise DeclarationError(
+                    f"{self.name}.grad: expected one of the inputs {', '.join(self.inputs)}, got {target!r}"
+                )
         if not targets:
             raise DeclarationError(f"{self.name}.grad: expected the names of inputs, got none")
         if leading == 2:
@@ -239,12 +250,15 @@ class Op:
                 if p.name == "wanted" or (leading == 1 and p.name in ("out", "accumulate")):
                     places.add(p.name)
                 elif p.name not in self.defaults:
-                    raise DeclarationError(f"{self.name}.grad({targets[0]!r}): {p.name!r} is no option of {self.name}{tuple(self.defaults)}")
+                    raise DeclarationError(
+                        f"{self.name}.grad({targets[0]!r}): {p.name!r} is no option of {self.name}{tuple(self.defaults)}"
+                    )
                 else:
                     options.append(p.name)
             elif p.name not in known:
                 raise DeclarationError(
-                    f"{self.name}.grad({targets[0]!r}): expected names among {', '.join(sorted(known))}, got {p.name!r}; a rule gets what it names"
+                    f"{self.name}.grad({targets[0]!r}): expected names among {', '.join(sorted(known))}, "
+                    f"got {p.name!r}; a rule gets what it names"
                 )
             else:
                 keeps.append(p.name)
@@ -353,7 +367,9 @@ class Op:
             for index in range(len(inputs), len(names)):
                 name = names[index]
                 if name not in late and index < self.required:
-                    raise ArgumentError(f"{self.name}: expected {', '.join(names[: self.required])}; {name!r} is missing")
+                    raise ArgumentError(
+                        f"{self.name}: expected {', '.join(names[: self.required])}; {name!r} is missing"
+                    )
                 filled.append(late.get(name))
             inputs = tuple(filled)
         for name in self._required_options:
@@ -362,7 +378,11 @@ class Op:
         return inputs, options
 
     def input_name(self, index: int) -> str:
-        return f"{self.inputs[-1]}[{index - self.leading}]" if self.variadic and index >= self.leading else self.inputs[index]
+        return (
+            f"{self.inputs[-1]}[{index - self.leading}]"
+            if self.variadic and index >= self.leading
+            else self.inputs[index]
+        )
 
     # --- plans --------------------------------------------------------------------------------------------------
 
@@ -386,7 +406,10 @@ class Op:
         names = list(dict.fromkeys(name for rule in chosen for name in rule.keeps))
         kept_inputs = tuple(sorted(i for n in names if n in self.inputs for i in self._indices(n, count)))
         kept_shapes = tuple(
-            i for n in names if n not in self.inputs and n.endswith("_shape") and n[:-6] in self.inputs for i in self._indices(n[:-6], count)
+            i
+            for n in names
+            if n not in self.inputs and n.endswith("_shape") and n[:-6] in self.inputs
+            for i in self._indices(n[:-6], count)
         )
         kept_residuals = tuple(k for k, n in enumerate(residuals) if n in names)
         keeps_output = "y" in names
@@ -426,7 +449,9 @@ class Op:
             keeps_output=keeps_output,
             kept_residuals=kept_residuals,
             steps=tuple(steps),
-            generic=tuple(step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic),
+            generic=tuple(
+                step(rule, indices, functools.partial(rule.function, taped), False) for rule, indices in generic
+            ),
             missing=tuple(self.input_name(i) for i in wanted if i not in found),
             only=wanted[0] if len(wanted) == 1 else -1,
             keep=_chooser(kept_inputs, count),
@@ -440,13 +465,17 @@ class Op:
             return range(position, count)
         return range(position, position + 1)
 
-    def _choose(self, rules: list[GradientRule], wanted: Iterable[int], count: int) -> list[tuple[GradientRule, tuple[int, ...]]]:
+    def _choose(
+        self, rules: list[GradientRule], wanted: Iterable[int], count: int
+    ) -> list[tuple[GradientRule, tuple[int, ...]]]:
         """The fewest rules, in order of declaration, that give the wanted inputs; a rule for several serves any of them."""
         chosen, open_ = [], set(wanted)
         for rule in sorted(rules, key=lambda r: -len(r.targets)):
             indices = tuple(i for t in rule.targets for i in self._indices(t, count))
             # An implementation for several inputs pays for all of them, so it waits until all are wanted.
-            if open_.intersection(indices) and (len(rule.targets) == 1 or open_.issuperset(indices) or not self._alone(rules, rule)):
+            if open_.intersection(indices) and (
+                len(rule.targets) == 1 or open_.issuperset(indices) or not self._alone(rules, rule)
+            ):
                 chosen.append((rule, indices))
                 open_.difference_update(indices)
         return chosen
@@ -529,10 +558,14 @@ def op(
         )
     name = name or rule.__name__.rstrip("_")
     if samples is None:
-        raise DeclarationError(f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>")
+        raise DeclarationError(
+            f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>"
+        )
     if name in REGISTRY:
         raise DeclarationError(f"{name}: an op of this name exists already, in {REGISTRY[name].__module__}")
-    made = REGISTRY[name] = Op(rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth, spelling=spelling)
+    made = REGISTRY[name] = Op(
+        rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth, spelling=spelling
+    )
     if operator or method:
         install(made, operator=operator, method=name if method is True else method or None)
     return made

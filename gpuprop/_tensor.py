@@ -126,6 +126,19 @@ class Tensor:
             self._version = [0]
         return self._version
 
+    if TYPE_CHECKING:  # what the registry installs, for type checkers
+
+        def __getattr__(self, name: str) -> Any: ...
+        def _unary(self) -> Tensor: ...
+        def _binary(self, other: Any) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+
+        __neg__ = __pos__ = __abs__ = __invert__ = _unary
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _binary
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = _binary
+        __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = __xor__ = _binary
+        __eq__ = __ne__ = _binary  # type: ignore[assignment]
+
     @property
     def data(self) -> Any:
         """The NumPy or CuPy array itself. Writes to it are not seen by the tape; assigning another array is."""
@@ -135,7 +148,9 @@ class Tensor:
     def data(self, array: Any) -> None:
         array = array._data if isinstance(array, Tensor) else array
         if not is_array(array):
-            raise DtypeError(f"data: expected a NumPy or CuPy array, got {type(array).__name__}; use gp.tensor to make a tensor")
+            raise DtypeError(
+                f"data: expected a NumPy or CuPy array, got {type(array).__name__}; use gp.tensor to make a tensor"
+            )
         if not self.is_leaf:
             raise MutationError(f"data: expected a leaf, got a result of {self._node.name}; use .detach()")
         self._data = array
@@ -266,13 +281,15 @@ class Tensor:
         Raises: GraphError where nothing was recorded, ShapeError where a gradient is needed or does not fit.
         """
         if self._node is None:
-            raise GraphError("backward: expected a result that depends on a tensor with requires_grad=True, got one that does not")
+            raise GraphError(
+                "backward: expected a result that depends on a tensor with requires_grad=True, got one that does not"
+            )
         if gradient is None:
             if self._data.size != 1:
                 raise ShapeError(
                     f"backward: expected one element, got shape {self.shape}; reduce it (.sum(), .mean()) or pass gradient="
                 )
-            cotangent = _tape.ONE
+            cotangent: Any = _tape.ONE
         else:
             given = gradient if isinstance(gradient, Tensor) else asarray(gradient, device=self.device)
             if given.shape != self.shape:
@@ -284,7 +301,10 @@ class Tensor:
         _tape.walk([(self, cotangent)], retain_graph=retain_graph, create_graph=create_graph)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
-        """Calls `hook(gradient)` in each walk, with the total; what it returns replaces the gradient. Returns a function that removes it."""
+        """Calls `hook(gradient)` in each walk, with the total; what it returns replaces the gradient.
+
+        Returns a function that removes the hook (also as its method `remove`).
+        """
         if self._node is None:
             raise GraphError("register_hook: expected a tensor that requires a gradient, got one that does not")
         node = self._node
@@ -356,7 +376,7 @@ class Tensor:
                 "happens there; use .detach() or .numpy()"
             )
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         self._forbid_hidden_exit("__array__")
         host = self._peek()
         if dtype is not None and host.dtype != dtype:
@@ -451,10 +471,14 @@ class Tensor:
 
     def _check_mutable(self, what: str, *others: Any) -> None:
         if not self.is_leaf:
-            raise MutationError(f"{what}: expected a tensor that was not computed on the tape, got a result of {self._node.name}; use .clone()")
+            raise MutationError(
+                f"{what}: expected a tensor that was not computed on the tape, got a result of {self._node.name}; use .clone()"
+            )
         if _tape.tape.enabled:
             if self._node is not None:
-                raise MutationError(f"{what}: expected no change of a leaf that requires a gradient; use it under gp.no_grad()")
+                raise MutationError(
+                    f"{what}: expected no change of a leaf that requires a gradient; use it under gp.no_grad()"
+                )
             if any(isinstance(o, Tensor) and o._node is not None for o in others):
                 raise MutationError(
                     f"{what}: expected a value that is not on the tape, got one that requires a gradient, which would be lost; "
@@ -471,7 +495,9 @@ class Tensor:
             if type(value._data) is not type(self._data):
                 from .errors import DeviceError
 
-                raise DeviceError(f"in place: expected arrays on {self.device}, got {value.device}; move it with .to(device)")
+                raise DeviceError(
+                    f"in place: expected arrays on {self.device}, got {value.device}; move it with .to(device)"
+                )
             return value._data
         if isinstance(value, np.generic):
             return value.item()
@@ -489,19 +515,19 @@ class Tensor:
             raise kind(f"{function} in place: {error}; got {self.dtype} {self.shape}") from error
         return self._changed()
 
-    def __iadd__(self, other: Any) -> Tensor:
+    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[misc]
         return self._in_place("add", other)
 
-    def __isub__(self, other: Any) -> Tensor:
+    def __isub__(self, other: Any) -> Tensor:  # type: ignore[misc]
         return self._in_place("subtract", other)
 
-    def __imul__(self, other: Any) -> Tensor:
+    def __imul__(self, other: Any) -> Tensor:  # type: ignore[misc]
         return self._in_place("multiply", other)
 
-    def __itruediv__(self, other: Any) -> Tensor:
+    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[misc]
         return self._in_place("true_divide", other)
 
-    def __ipow__(self, other: Any) -> Tensor:
+    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[misc]
         return self._in_place("power", other)
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
@@ -637,7 +663,9 @@ def _from_python(data: Any, dtype: Any) -> np.ndarray:
     try:
         array = np.asarray(data, dtype=dtype if dtype is not None else None)
     except (ValueError, TypeError) as error:
-        raise ShapeError(f"tensor: expected numbers or nested lists of one shape; {str(error).splitlines()[0]}") from error
+        raise ShapeError(
+            f"tensor: expected numbers or nested lists of one shape; {str(error).splitlines()[0]}"
+        ) from error
     if array.dtype.kind not in "fiub":
         raise DtypeError(f"tensor: expected real numbers or booleans, got {type(data).__name__} of dtype {array.dtype}")
     if dtype is None and array.dtype == np.float64 and not protocol:
@@ -702,17 +730,26 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, (Tensor, np.generic)) else value
 
 
-zeros = _creator("zeros", "Zeros of a shape: `gp.zeros(2, 3)` or `gp.zeros((2, 3))`; default dtype and device unless given.")
+zeros = _creator(
+    "zeros", "Zeros of a shape: `gp.zeros(2, 3)` or `gp.zeros((2, 3))`; default dtype and device unless given."
+)
 ones = _creator("ones", "Ones of a shape: `gp.ones(2, 3)` or `gp.ones((2, 3))`; default dtype and device unless given.")
 empty = _creator("empty", "Uninitialised memory of a shape; default dtype and device unless given.")
 full = _creator("full", "A shape filled with one value: `gp.full((2, 3), 0.5)`.", takes_fill=True)
 
 
 def _like(create: Callable, name: str) -> Callable:
-    def like(other: Any, *fill: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **given: Any) -> Tensor:
+    def like(
+        other: Any, *fill: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **given: Any
+    ) -> Tensor:
         other = asarray(other)
         return create(
-            tuple(other.shape), *fill, dtype=dtype or other.dtype, device=device or other.device, requires_grad=requires_grad, **given
+            tuple(other.shape),
+            *fill,
+            dtype=dtype or other.dtype,
+            device=device or other.device,
+            requires_grad=requires_grad,
+            **given,
         )
 
     like.__name__ = like.__qualname__ = name
@@ -731,7 +768,11 @@ def _on_device(name: str, args: tuple, dtype: Any, device: Any, requires_grad: b
     if dtype is None and floating:
         dtype = _default_dtype
     with device_scope(place):
-        made = Tensor(getattr(backend_for(place).xp, name)(*map(_plain, args), dtype=np.dtype(dtype) if dtype is not None else None))
+        made = Tensor(
+            getattr(backend_for(place).xp, name)(
+                *map(_plain, args), dtype=np.dtype(dtype) if dtype is not None else None
+            )
+        )
     return made.requires_grad_() if requires_grad else made
 
 
@@ -741,7 +782,9 @@ def arange(*args: Any, dtype: Any = None, device: Any = None, requires_grad: boo
     return _on_device("arange", args, dtype or (None if floating else np.int64), device, requires_grad, floating)
 
 
-def linspace(start: Any, stop: Any, num: int = 50, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def linspace(
+    start: Any, stop: Any, num: int = 50, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """`num` evenly spaced values from start to stop, both included."""
     return _on_device("linspace", (start, stop, num), dtype, device, requires_grad, True)
 

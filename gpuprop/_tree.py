@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
-def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterator[Any]], Any]]:
+def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
     """The leaves in order (dicts by sorted key), and a function that builds the same container from other leaves."""
     leaves: list[Any] = []
     build = _walk(tree, leaves)

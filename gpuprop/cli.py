@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,10 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # Every command that uses a device says so, and why, itself.
+                warnings.filterwarnings("ignore", message="gpuprop runs on the CPU")
+                return super().invoke(ctx)
         except (DataError, OptionError, DeviceError, CheckpointError) as error:
             message, code = str(error), WRONG_INPUT
         except DivergenceError as error:

@@ -150,7 +150,9 @@ def register_backend(backend: Backend) -> None:
 
 def is_array(value: Any) -> bool:
     """Whether the value is an array of a backend that is in use."""
-    return type(value) in BACKENDS or isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+    return (
+        type(value) in BACKENDS or isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+    )
 
 
 def backend_of(array: Any) -> Backend:
@@ -200,7 +202,8 @@ def _find_cuda() -> tuple[list[dict[str, Any]], str]:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CuPy raises several kinds: no driver, no device, a driver that is too old
         return [], f"no CUDA device: {error}"
-    found, too_old = [], []
+    found: list[dict[str, Any]] = []
+    too_old: list[dict[str, Any]] = []
     for index in range(count):
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         name = properties["name"].decode() if isinstance(properties["name"], bytes) else str(properties["name"])
@@ -208,7 +211,9 @@ def _find_cuda() -> tuple[list[dict[str, Any]], str]:
         row = {"index": index, "name": name, "capability": capability, "memory": int(properties["totalGlobalMem"])}
         (found if capability >= OLDEST_COMPUTE_CAPABILITY else too_old).append(row)
     if not found:
-        rows = ", ".join(f"{r['name']} has compute capability {r['capability'][0]}.{r['capability'][1]}" for r in too_old)
+        rows = ", ".join(
+            f"{r['name']} has compute capability {r['capability'][0]}.{r['capability'][1]}" for r in too_old
+        )
         return [], f"{rows or 'no CUDA device'}; 7.5 or newer is needed"
     return found, ""
 
@@ -254,7 +259,9 @@ _here = threading.local()  # a device that a scope makes current in this thread
 
 def names_device(value: Any) -> bool:
     """Whether the value is a device or the name of one, rather than of a dtype, say."""
-    return isinstance(value, Device) or (isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", *_by_name))
+    return isinstance(value, Device) or (
+        isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda", *_by_name)
+    )
 
 
 def as_device(device: Device | str) -> Device:
@@ -274,9 +281,13 @@ def require(device: Device | str) -> Device:
     if device.type == "cuda":
         devices, reason = _probe_cuda()
         if not devices:
-            raise DeviceError(f"device: '{device}' was asked for and cannot be had: {reason}; use 'cpu' to run without a GPU")
+            raise DeviceError(
+                f"device: '{device}' was asked for and cannot be had: {reason}; use 'cpu' to run without a GPU"
+            )
         if device.index not in [row["index"] for row in devices]:
-            raise DeviceError(f"device: '{device}' was asked for, found {', '.join('cuda:%d' % r['index'] for r in devices)}")
+            raise DeviceError(
+                f"device: '{device}' was asked for, found {', '.join(str(Device('cuda', row['index'])) for row in devices)}"
+            )
     return device
 
 

@@ -97,7 +97,7 @@ def losses(device: Device) -> tuple[float, float]:
     points = rng.standard_normal((64, 8)).astype(np.float32)
     x, labels = tensor(points, device=device), tensor((points @ rng.standard_normal((8, 3))).argmax(1), device=device)
     with device_scope(device):
-        model = MLP([8, 64, 3], seed=0).to(device)
+        model = MLP([8, 64, 3], seed=0, device=device)
         optimizer = optim.Adam(model.parameters(), lr=0.01)
         history = []
         for _ in range(51):

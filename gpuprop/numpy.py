@@ -98,5 +98,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*_REGISTRY, *_ALIASES, *_PLAIN, *(n for n in globals() if not n.startswith("_"))})
-
-

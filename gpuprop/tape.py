@@ -66,12 +66,12 @@ class Mode(contextlib.ContextDecorator):
         tape.mode = tape.enabled * (1 + (tape.dry or tape.anomaly))
 
 
-def no_grad() -> contextlib.ContextDecorator:
+def no_grad() -> Mode:
     """Nothing is recorded in this context, in this thread. Also a decorator: `@gp.no_grad()`."""
     return Mode(enabled=False)
 
 
-def enable_grad() -> contextlib.ContextDecorator:
+def enable_grad() -> Mode:
     """Calls are recorded in this context, also inside `no_grad()`."""
     return Mode(enabled=True)
 
@@ -81,7 +81,7 @@ def is_grad_enabled() -> bool:
     return tape.enabled
 
 
-def detect_anomaly() -> contextlib.ContextDecorator:
+def detect_anomaly() -> Mode:
     """Backward walks raise `AnomalyError` at the first gradient that is not finite, naming the op and the line that called it.
 
     For finding a mistake: it keeps a stack per record and reads every gradient.
@@ -116,7 +116,7 @@ class Output:
 
     __slots__ = ("number", "shape", "dtype", "record", "index", "hooks", "__weakref__")
 
-    def __init__(self, record: Record, index: int):
+    def __init__(self, record: Record | Recomputed, index: int):
         self.number = next(number)
         self.shape, self.dtype = record.shape[index], record.dtype[index]
         self.record = record
@@ -148,7 +148,9 @@ class _One:
 
 
 ONE = _One()
-new = object.__new__  # a call of the class would run `__init__` as one more Python function: 60 ns each for Tensor and Record
+new = (
+    object.__new__
+)  # a call of the class would run `__init__` as one more Python function: 60 ns each for Tensor and Record
 _WEAK = frozenset({float, int, bool, type(None)})  # take their dtype from the arrays beside them
 
 
@@ -232,7 +234,7 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
             y = BACKENDS[kind].xp.asarray(y)  # ufuncs make 0-d arrays scalars
     result = new(Tensor)
     result._data = y
-    if op.view and (y.base is not None or y is arrays[0]) and isinstance(inputs[0], Tensor):
+    if op.view and isinstance(inputs[0], Tensor) and shares_memory(y, arrays[0]):
         result._version = inputs[0].version()
     if mask:
         dtype = y.dtype
@@ -254,6 +256,12 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
     return result
 
 
+def shares_memory(y: Any, x: Any) -> bool:
+    """Whether a result is its input or a view of it. (A copy may have a base too: the array that it was made as.)"""
+    base = y.base
+    return y is x or (base is not None and (base is x or base is x.base))
+
+
 def _others(plan: Plan, arrays: Sequence, outputs: Any, residuals: Sequence) -> list:
     """What a record keeps beside inputs."""
     others = [getattr(arrays[i], "shape", ()) for i in plan.kept_shapes]
@@ -269,16 +277,21 @@ def _mark(record: Record) -> None:
         record.stack = traceback.extract_stack()
 
 
-def _wrap_several(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], plan: Any, values: tuple) -> tuple:
+def _wrap_several(
+    op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], plan: Any, values: tuple
+) -> tuple:
     kind = next(type(a) for a in arrays if type(a) not in _WEAK)
     values = tuple(BACKENDS[kind].xp.asarray(v) if isinstance(v, (np.generic, float, int)) else v for v in values)
     results = tuple(Tensor(v) for v in values)
     if op.view and isinstance(inputs[0], Tensor):
         for result in results:
-            if result._data.base is not None:
+            if shares_memory(result._data, arrays[0]):
                 result._version = inputs[0].version()
     if plan and any(_FLOATING[v.dtype] for v in values):
-        kept = [*(plan.keep(inputs) if plan.keep else ()), *_others(plan, arrays, tuple(r.detach() for r in results), ())]
+        kept = [
+            *(plan.keep(inputs) if plan.keep else ()),
+            *_others(plan, arrays, tuple(r.detach() for r in results), ()),
+        ]
         shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
         record = new(Record)
         record.number, record.shape, record.dtype = next(number), shapes, dtypes
@@ -410,7 +423,9 @@ def walk(
 class _Walk:
     """One walk: what has been delivered to which node, and which nodes wait."""
 
-    def __init__(self, roots: Sequence[tuple[Tensor, Any]], wanted: Sequence[Any] | None, retain_graph: bool, create_graph: bool):
+    def __init__(
+        self, roots: Sequence[tuple[Tensor, Any]], wanted: Sequence[Any] | None, retain_graph: bool, create_graph: bool
+    ):
         self.roots = roots
         self.retain_graph = retain_graph or create_graph
         self.create_graph = create_graph
@@ -481,7 +496,7 @@ class _Walk:
                 if node.hooks:
                     dy, mine = _hooked(node, dy, create_graph), False
                 if goals and node in goals:
-                    self.found[node] = dy
+                    self.found[node] = np.asarray(dy) if isinstance(dy, np.generic) else dy
                     continue
                 if type(node) is not Record:
                     node.receive(self, dy, mine)
@@ -551,7 +566,14 @@ class _Walk:
         return self.found
 
     def write_in_place(
-        self, function: Callable, dy: Any, arguments: Any, options: dict, native: Any, edges: tuple, targets: tuple[int, ...]
+        self,
+        function: Callable,
+        dy: Any,
+        arguments: Any,
+        options: dict,
+        native: Any,
+        edges: tuple,
+        targets: tuple[int, ...],
     ) -> bool:
         """Lets an implementation write a leaf's gradient where it lives, if it can and nobody wants to see it before."""
         if not native.accumulates or self.useful is not None or len(targets) != 1:
@@ -591,9 +613,7 @@ def _stale(record: Record) -> Error:
 def unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
     """Sums over the axes along which an input of `shape` was broadcast. The one place where broadcasting is undone."""
     lead = gradient.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(
-        i + lead for i, n in enumerate(shape) if n == 1 and gradient.shape[i + lead] != 1
-    )
+    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(shape) if n == 1 and gradient.shape[i + lead] != 1)
     return gradient.sum(axis=axes).reshape(shape) if axes else gradient.reshape(shape)
 
 
@@ -621,9 +641,8 @@ def _hooked(node: Any, gradient: Any, taped: bool) -> Any:
         changed = hook(before)
         if changed is not None:
             if not isinstance(changed, Tensor) or changed.shape != before.shape:
-                raise ShapeError(
-                    f"hook on {node.name}: expected None or a Tensor of shape {before.shape}, got {describe(changed) if isinstance(changed, Tensor) else type(changed).__name__}"
-                )
+                got = describe(changed) if isinstance(changed, Tensor) else type(changed).__name__
+                raise ShapeError(f"hook on {node.name}: expected None or a Tensor of shape {before.shape}, got {got}")
             gradient = changed if taped else changed.data
     return gradient
 
@@ -664,7 +683,11 @@ def _check_finite(record: Record, edge: int, gradient: Any) -> None:
             where = "".join(traceback.format_list(frames[-1:])) if frames else ""
         raise AnomalyError(
             f"{record.op.name}: the gradient with respect to {name!r} is not finite"
-            + (f"; the op was called here:\n{where}" if where else "; run the forward pass under detect_anomaly() too, to see where")
+            + (
+                f"; the op was called here:\n{where}"
+                if where
+                else "; run the forward pass under detect_anomaly() too, to see where"
+            )
         )
 
 

@@ -43,7 +43,16 @@ def _tracing() -> Iterator[bool]:
 class _Call:
     """One evaluation of f with chosen arguments as fresh inputs of the tape."""
 
-    def __init__(self, name: str, f: Callable, args: tuple, kwargs: dict, argnums: Sequence[int], has_aux: bool, again: bool = False):
+    def __init__(
+        self,
+        name: str,
+        f: Callable,
+        args: tuple,
+        kwargs: dict,
+        argnums: Sequence[int],
+        has_aux: bool,
+        again: bool = False,
+    ):
         """again: what will be computed from the result is to be differentiated again, whatever the arguments say."""
         self.name = name
         trees = [args[i] for i in argnums]
@@ -53,7 +62,9 @@ class _Call:
         with _tracing() as nested:
             self.plain = not nested and not any(isinstance(v, Tensor) for v in everything)
             outer = Mode(enabled=True)
-            self.taped = again or ((nested or any(isinstance(v, Tensor) and v.requires_grad for v in everything)) and tape.enabled)
+            self.taped = again or (
+                (nested or any(isinstance(v, Tensor) and v.requires_grad for v in everything)) and tape.enabled
+            )
             with outer:
                 # An input that is already on the tape gets a node of its own: derivatives stop there, and what they
                 # are computed from still leads on to whatever the input was computed from.
@@ -65,7 +76,9 @@ class _Call:
         self.aux = None
         if has_aux:
             if not isinstance(result, tuple) or len(result) != 2:
-                raise ArgumentError(f"{name}: expected f to return (result, aux) with has_aux=True, got {type(result).__name__}")
+                raise ArgumentError(
+                    f"{name}: expected f to return (result, aux) with has_aux=True, got {type(result).__name__}"
+                )
             result, self.aux = result
         self.result = result
         leaves, self.build_result = flatten(result)
@@ -88,7 +101,11 @@ class _Call:
                 gradient = Tensor(BACKENDS[type(x._data)].xp.zeros_like(x._data))
             elif not isinstance(gradient, Tensor):
                 # Rules may return a view, or the same array twice: the user gets arrays of his own.
-                array = gradient if hasattr(gradient, "base") and not isinstance(gradient, np.generic) else np.asarray(gradient)
+                array = (
+                    gradient
+                    if hasattr(gradient, "base") and not isinstance(gradient, np.generic)
+                    else np.asarray(gradient)
+                )
                 shared = id(array) in seen or array.base is not None or not roots or any(array is dy for _, dy in roots)
                 seen.add(id(array))
                 gradient = Tensor(array.copy() if shared else array)
@@ -97,7 +114,9 @@ class _Call:
 
     def give(self, value: Any) -> Any:
         """A result in the user's kind: plain arrays where all arguments were plain."""
-        return map_leaves(lambda v: v._data if isinstance(v, Tensor) and self.plain else _off_tape(v, self.taped), value)
+        return map_leaves(
+            lambda v: v._data if isinstance(v, Tensor) and self.plain else _off_tape(v, self.taped), value
+        )
 
 
 def _off_tape(value: Any, taped: bool) -> Any:
@@ -107,7 +126,9 @@ def _off_tape(value: Any, taped: bool) -> Any:
 def _tensor(name: str, leaf: Any) -> Tensor:
     t = leaf if isinstance(leaf, Tensor) else Tensor(as_data(leaf))
     if not is_floating(t.dtype):
-        raise DtypeError(f"{name}: expected real floating arguments to differentiate, got {t.dtype} {t.shape}; use floats, or argnums=")
+        raise DtypeError(
+            f"{name}: expected real floating arguments to differentiate, got {t.dtype} {t.shape}; use floats, or argnums="
+        )
     return t
 
 
@@ -120,7 +141,9 @@ def _fresh(t: Tensor) -> Tensor:
 def _output(name: str, leaf: Any) -> Tensor:
     t = leaf if isinstance(leaf, Tensor) else Tensor(as_data(leaf))
     if not is_floating(t.dtype):
-        raise DtypeError(f"{name}: expected f to return real floating values, got {t.dtype} {t.shape}; return others with has_aux=True")
+        raise DtypeError(
+            f"{name}: expected f to return real floating values, got {t.dtype} {t.shape}; return others with has_aux=True"
+        )
     return t
 
 
@@ -153,7 +176,9 @@ def value_and_grad(f: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bo
         run = _Call("grad", f, args, kwargs, chosen, has_aux)
         if len(run.outputs) != 1 or run.outputs[0].size != 1:
             shapes = ", ".join(str(y.shape) for y in run.outputs)
-            raise ShapeError(f"grad: expected f to return one scalar, got {shapes or 'nothing'}; reduce it, or use gp.vjp or gp.jacobian")
+            raise ShapeError(
+                f"grad: expected f to return one scalar, got {shapes or 'nothing'}; reduce it, or use gp.vjp or gp.jacobian"
+            )
         y = run.outputs[0]
         seed = BACKENDS[type(y._data)].xp.ones(y.shape, y.dtype)
         gradients = run.build(run.pull([Tensor(seed) if run.taped else seed], retain=run.taped))
@@ -219,7 +244,11 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux
     Computed from the reverse rules: u -> u^T J is linear, and its transpose is v -> J v. So ops declare nothing for it.
     Raises: ShapeError where tangents do not fit the primals. With has_aux: (y, dy, aux).
     """
-    if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)) or len(primals) != len(tangents):
+    if (
+        not isinstance(primals, (tuple, list))
+        or not isinstance(tangents, (tuple, list))
+        or len(primals) != len(tangents)
+    ):
         raise ArgumentError("jvp: expected two sequences of the same length, primals and tangents")
     run = _Call("jvp", f, tuple(primals), {}, range(len(primals)), has_aux, again=True)
     directions = _like_outputs("jvp", list(tangents), run.tensors)
@@ -230,11 +259,19 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux
         pairs = [(g, v) for g, v in zip(products, directions) if g.requires_grad]
         taped = nested or any(t.requires_grad for t in (*run.tensors, *directions))
         roots = [(g, v if taped else v._data) for g, v in pairs]
-        found = walk(roots, wanted=[u._node for u in cotangents], retain_graph=True, create_graph=taped) if roots else {}
+        found = (
+            walk(roots, wanted=[u._node for u in cotangents], retain_graph=True, create_graph=taped) if roots else {}
+        )
     dys = []
     for y, u, xp in zip(run.outputs, cotangents, xp_of):
         dy = found.get(u._node)
-        dys.append(Tensor(xp.zeros_like(y._data)) if dy is None else dy if isinstance(dy, Tensor) else Tensor(dy + xp.zeros_like(dy)))
+        dys.append(
+            Tensor(xp.zeros_like(y._data))
+            if dy is None
+            else dy
+            if isinstance(dy, Tensor)
+            else Tensor(dy + xp.zeros_like(dy))
+        )
     plain = run.plain and not any(isinstance(leaf, Tensor) for leaf in flatten(list(tangents))[0])
 
     def give(value: Any) -> Any:
@@ -341,7 +378,9 @@ def checkpoint(f: Callable, *args: Any, **kwargs: Any) -> Any:
     def recompute() -> list[Tensor]:
         for leaf, version in versions:
             if leaf.version()[0] != version:
-                raise MutationError("checkpoint: expected the arguments of the forward pass, got one that was changed in place since")
+                raise MutationError(
+                    "checkpoint: expected the arguments of the forward pass, got one that was changed in place since"
+                )
         with Mode(enabled=True, dry=False), replay():
             again_args, again_kwargs = build([_alias(h) if isinstance(h, Tensor) else h for h in held])
             again = flatten(f(*again_args, **again_kwargs))[0]
@@ -358,5 +397,3 @@ def _alias(t: Tensor) -> Tensor:
     made = Tensor(t._data, t._node)
     made._version = t.version()
     return made
-
-

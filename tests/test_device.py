@@ -34,7 +34,9 @@ def test_the_report_says_what_and_why():
 
 
 def test_the_environment_decides():
-    done = python("import gpuprop as gp; print(gp.default_device(), gp.device_report()['reason'])", GPUPROP_DEVICE="cpu")
+    done = python(
+        "import gpuprop as gp; print(gp.default_device(), gp.device_report()['reason'])", GPUPROP_DEVICE="cpu"
+    )
     assert done.stdout == "cpu GPUPROP_DEVICE=cpu\n", done.stderr
 
 

@@ -113,7 +113,9 @@ def test_properties():
     assert x.T.shape == (3, 2) and x.is_leaf and not x.requires_grad and x.grad is None
     assert x.dim() == 2 and x.numel() == 6
     assert gp.tensor(3).item() == 3 and gp.tensor([[1, 2]]).tolist() == [[1, 2]]
-    assert float(gp.tensor([2.5])) == 2.5 and int(gp.tensor(3)) == 3 and bool(gp.tensor(1)) and [1, 2][gp.tensor(1)] == 2
+    assert (
+        float(gp.tensor([2.5])) == 2.5 and int(gp.tensor(3)) == 3 and bool(gp.tensor(1)) and [1, 2][gp.tensor(1)] == 2
+    )
     assert f"{gp.tensor(1.25):.1f}" == "1.2" and 2.0 in gp.tensor([1.0, 2.0])
     assert [t.item() for t in gp.tensor([1, 2])] == [1, 2]
 

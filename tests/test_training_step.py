@@ -85,7 +85,9 @@ def test_a_step_neither_copies_nor_waits(count, activation):
         step()
     counted = count(step)
     assert counted["host_to_device"] == counted["device_to_host"] == counted["synchronizations"] == 0
-    assert counted["kernel_launches"] > 0 and counted["gemm_calls"] == 3 + 3 + 2  # the first layer's input gradient does not exist
+    assert (
+        counted["kernel_launches"] > 0 and counted["gemm_calls"] == 3 + 3 + 2
+    )  # the first layer's input gradient does not exist
     assert counted["mallocs"] == 0  # the pool has what a step needs
 
 

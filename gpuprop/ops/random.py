@@ -72,34 +72,28 @@ def _check_floating(name, dtype):
         raise DtypeError(f"{name}: expected float16, float32 or float64, got {dtype}")
 
 
-def _unit_interval(xp, base, seed, offset, count, dtype):
-    """Numbers k / 2^b with as many bits b as the dtype's significand holds, in [0, 1)."""
-    bits = {2: 11, 4: 24, 8: 53}[dtype.itemsize]
+@op(samples=_floats, errors=_not_floating, smooth=False)
+def random_uniform(xp, base, *, shape, dtype, seed, offset):
+    """Uniform numbers in [0, 1): y = k / 2^b with as many random bits b as the dtype's significand holds.
+
+    b is 24 in float32 and 11 in float16, k a lane's upper bits; in float64 b is 53, k a word's upper bits.
+    Shapes: base (1,) uint64 -> y `shape`.
+    """
+    _check_floating("random_uniform", dtype)
+    count, bits = math.prod(shape), {2: 11, 4: 24, 8: 53}[dtype.itemsize]
     if dtype.itemsize == 8:
         drawn = xp.philox(base, seed, offset, count) >> (64 - bits)
     else:
         drawn = _lanes(xp, base, seed, offset, count) >> (32 - bits)
-    return xp.asarray(drawn, dtype=dtype) * 2.0**-bits
-
-
-@op(samples=_floats, errors=_not_floating, smooth=False)
-def random_uniform(xp, base, *, shape, dtype, seed, offset):
-    """Uniform numbers in [0, 1): y = (lane >> 8) / 2^24 in float32, (lane >> 21) / 2^11 in float16, (word >> 11) /
-    2^53 in float64.
-
-    Shapes: base (1,) uint64 -> y `shape`.
-    """
-    _check_floating("random_uniform", dtype)
-    return xp.reshape(_unit_interval(xp, base, seed, offset, math.prod(shape), dtype), shape)
+    return xp.reshape(xp.asarray(drawn, dtype=dtype) * 2.0**-bits, shape)
 
 
 @op(samples=_floats, errors=_not_floating, smooth=False)
 def random_normal(xp, base, *, shape, dtype, seed, offset):
-    """Standard normal numbers, in pairs: y = sqrt(-2 log(u)) (cos(2 pi v), sin(2 pi v)) of uniform u in (0, 1], v in
-    [0, 1).
+    """Standard normal numbers, in pairs: y = sqrt(-2 log(u)) (cos(2 pi v), sin(2 pi v)).
 
     u = (lane + 1) / 2^32 and v = (next lane >> 8) / 2^24 in float32 (float16 is rounded from it), so that |y| < 6.7;
-    u = ((word >> 11) + 1) / 2^53 and v likewise in float64, so that |y| < 8.6.
+    u = ((word >> 11) + 1) / 2^53 and v = (next word >> 11) / 2^53 in float64, so that |y| < 8.6.
     Shapes: base (1,) uint64 -> y `shape`.
     Source: Box and Muller 1958, Annals of Mathematical Statistics 29, eq. 1.
     """

@@ -110,7 +110,7 @@ def prepare(data: str, options: Options) -> Job:
     train, validation, test = (TensorDataset(*(asarray(a[rows], device=device) for a in arrays)) for rows in split)
     # Full batches only: one of a single row has no spread to normalise by. The next epoch's order brings the rest.
     loader = DataLoader(train, batch_size=cast(int, options.batch_size), shuffle=True, drop_last=True)
-    trainer = _trainer(MLP(**network, seed=options.seed).to(device), options, preprocessing, steps=len(loader))
+    trainer = _trainer(MLP(**network, seed=options.seed, device=device), options, preprocessing, steps=len(loader))
     return Job(
         options,
         source,

@@ -16,7 +16,7 @@ from ..errors import DataError, OptionError, did_you_mean
 from ..optim import lr_scheduler as schedules
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "leaky_relu", "softplus", "mish")
-NORMS = ("batch", "layer", "none")
+NORMS = ("batch", "layer", "rms", "none")
 
 
 class OptimizerChoice(NamedTuple):
