@@ -105,8 +105,11 @@ def main(
     from rich.console import Console
     from rich.table import Table
 
+    import gpuprop as gp
+
     from .harness import interleave
 
+    gp.set_default_device("cpu")
     try:
         import torch
 
@@ -140,7 +143,7 @@ def main(
         "",
         f"{peak / sum_of_parts:.3f}x its parts",
     )
-    Console().print(table)
+    Console(width=None if Console().is_terminal else 110).print(table)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -140,4 +141,5 @@ def torch_eager(problem: Problem) -> Callable[[], object]:
 
 def losses(run: Callable[[], object], steps: int) -> list[float]:
     """The losses of the first steps, to see that all contestants compute the same."""
-    return [float(run()) for _ in range(steps)]  # type: ignore[arg-type]
+    results: list[Any] = [run() for _ in range(steps)]
+    return [r if isinstance(r, float) else r.item() for r in results]
