@@ -51,7 +51,7 @@ SCHEDULES = {
         lambda optimizer, options, steps: schedules.StepLR(optimizer, max(1, options.epochs // 3)), "epoch"
     ),
     "onecycle": ScheduleChoice(
-        lambda optimizer, options, steps: schedules.OneCycleLR(optimizer, options.lr, total_steps=steps)
+        lambda optimizer, options, steps: schedules.OneCycleLR(optimizer, options.lr, steps, cycle_momentum=False)
     ),
     "plateau": ScheduleChoice(
         lambda optimizer, options, steps: schedules.ReduceLROnPlateau(optimizer, patience=5), "epoch"

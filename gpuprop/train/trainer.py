@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from .._tensor import Tensor
 from ..errors import DivergenceError, OptionError
 from ..optim.lr_scheduler import ReduceLROnPlateau
@@ -154,7 +156,8 @@ class Trainer:
     def _run_epoch(self, train: Any, validation: Any) -> Row:
         begin = time.perf_counter()
         lr = float(self.optimizer.param_groups[0]["lr"])
-        totals = self._train(train)
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported below
+            totals = self._train(train)
         figures = totals.read()  # waits for the device: the time before it is that of the steps
         step_seconds = time.perf_counter() - begin
         self.epoch += 1
