@@ -130,7 +130,12 @@ def test_state_that_does_not_fit_changes_nothing():
     before = [p.tolist() for p in net.parameters()]
     with pytest.raises(CheckpointError) as caught:
         net.load_state_dict(state)
-    for part in ("Net: first.weight expected (4, 3), got (3, 4)", "missing scale", "unexpected third.weight", "strict=False"):
+    for part in (
+        "Net: first.weight expected (4, 3), got (3, 4)",
+        "missing scale",
+        "unexpected third.weight",
+        "strict=False",
+    ):
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match="first.weight expected"):
         net.load_state_dict(state, strict=False)
