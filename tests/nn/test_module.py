@@ -193,8 +193,8 @@ def test_copies_keep_ties(copied):
 def test_a_model_frees_itself():
     gc.disable()
     try:
-        net = gp.nn.Linear(300, 200)  # large enough for a chunk that no other module shares
-        net(gp.ones(2, 300)).sum().backward()
+        net = gp.nn.Linear(400, 300)  # large enough for a chunk that no other module shares
+        net(gp.ones(2, 400)).sum().backward()
         chunk, model = weakref.ref(net.weight.segment.chunk), weakref.ref(net)
         del net
         assert model() is None and chunk() is None
