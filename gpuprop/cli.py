@@ -170,7 +170,6 @@ def _start(given: dict[str, Any], stored: dict[str, Any]) -> None:
     folder = RunFolder.create(options.out, job.source["name"])
     with _discarded_unless_started(folder):
         start(job, folder)
-    _describe(job)
     _run(job, folder)
 
 
@@ -182,10 +181,7 @@ def _resume(path: str) -> None:
     if folder.summary.is_file():
         typer.echo(f"{path} is complete: there is nothing to continue")
         return
-    job = load_run(folder)
-    _describe(job)
-    typer.echo(f"continuing after epoch {job.trainer.epoch} of {job.options.epochs}")
-    _run(job, folder)
+    _run(load_run(folder), folder)
 
 
 @contextmanager
@@ -211,6 +207,8 @@ def _describe(job: Job) -> None:
     typer.echo(f"network  {job.title}; {job.parameters:,} parameters, batches of {job.options.batch_size}")
     reason = "asked for" if job.options.device else device_report()["reason"]
     typer.echo(f"device   {job.device}: {reason}")
+    if job.trainer.epoch:
+        typer.echo(f"resumed  after epoch {job.trainer.epoch} of {job.options.epochs}")
 
 
 def _run(job: Job, folder: RunFolder) -> None:
@@ -219,8 +217,10 @@ def _run(job: Job, folder: RunFolder) -> None:
     from .train.progress import progress
 
     try:
-        with _interrupts(job.trainer), progress(job.options.epochs, len(job.train)) as shown:
-            summary = finish(job, folder, [shown])
+        with _interrupts(job.trainer):
+            _describe(job)
+            with progress(job.options.epochs, len(job.train)) as shown:
+                summary = finish(job, folder, [shown])
     except KeyboardInterrupt:
         summary = None
     if summary is None:
