@@ -104,7 +104,9 @@ _D, _N, _T, _R = "Data", "Network", "Training", "Run"
 @app.command(no_args_is_help=True)
 def train(
     context: typer.Context,
-    data: Annotated[str | None, typer.Argument(help="'digits', or a .csv, .npz or .parquet file.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="'digits', or a .csv, .npz or .parquet file.", show_default=False)
+    ] = None,
     target: Annotated[str | None, _given(_D, "COLUMN", "Column to predict.", "y")] = None,
     task: Annotated[str | None, _choice(_D, "What the target is", "task")] = None,
     hidden: Annotated[str | None, _given(_N, "SIZES", "Sizes of the hidden layers.", Options.hidden)] = None,

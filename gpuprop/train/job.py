@@ -98,7 +98,7 @@ def prepare(data: str, options: Options) -> Job:
     options = options.resolved(target=target, task=task, rows=len(split.train))
     if options.norm == "batch" and options.batch_size == 1:
         raise OptionError("--batch-size: expected at least 2 for batch normalisation, got 1; or use --norm layer")
-    network = {
+    network: dict[str, Any] = {
         "sizes": [preprocessing.inputs, *options.hidden, preprocessing.outputs],
         "activation": options.activation,
         "dropout": options.dropout,
