@@ -5,6 +5,12 @@ is on: NumPy arrays on a CPU, CuPy arrays on a GPU. The README shows a training 
 """
 
 from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, uint8
+from numpy import bool_ as bool
+from numpy import float16 as half
+from numpy import float32 as float
+from numpy import float64 as double
+from numpy import int32 as int
+from numpy import int64 as long
 
 from . import data, errors, nn, ops, optim, testing
 from . import numpy as numpy

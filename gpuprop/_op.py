@@ -18,13 +18,15 @@ import numpy as np
 
 from ._tensor import install
 from .device import BACKENDS
-from .errors import ArgumentError, DeclarationError
+from .errors import ArgumentError, DeclarationError, Error
 from .tape import call
 
 REGISTRY: dict[str, Op] = {}
 
-# Names that users of PyTorch give to the same options, understood wherever the option exists.
-OPTION_ALIASES = {"dim": "axis", "keepdim": "keepdims", "correction": "ddof"}
+# Names that PyTorch and NumPy give to the same arguments, understood wherever the argument exists.
+ALIASES = {"dim": "axis", "keepdim": "keepdims", "correction": "ddof", "a": "x", "a_min": "min", "a_max": "max"}
+# What NumPy's functions add where they call a method: `np.sum(t)` is `t.sum(axis=None, dtype=None, out=None)`.
+UNASKED = {"out": (None,), "order": (None, "C")}
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+    def __reduce__(self) -> tuple:
+        return _registered, (self.name,)
 
     # --- declaration --------------------------------------------------------------------------------------------
 
@@ -326,7 +331,12 @@ class Op:
     def public(self, *args: Any, **given: Any) -> Any:
         """The op as users call it: options by name, by alias or, after the arrays, by position; plain arrays in, plain out."""
         if self.spelling is not None and not (self._required_options and given.keys() >= set(self._required_options)):
-            args, given = self.spelling(*args, **given)
+            try:
+                args, given = self.spelling(*args, **given)
+            except Error:
+                raise
+            except TypeError as error:
+                raise ArgumentError(f"{self.name}: {str(error).rpartition('() ')[2]}") from error
         inputs, options = self.arguments(args, given)
         return call(self, inputs, options)
 
@@ -353,14 +363,15 @@ class Op:
             options[name] = canonical(value)
         late = {}
         for name, value in given.items():
-            name = OPTION_ALIASES.get(name, name) if name not in options else name
+            if name not in options and name not in names:
+                name = ALIASES.get(name, name)
             if name in options:
                 options[name] = canonical(value)
             elif name in names and not self.variadic and names.index(name) >= len(inputs):
                 late[name] = value
             elif name in names and not self.variadic:
                 raise ArgumentError(f"{self.name}: got {name!r} twice")
-            else:
+            elif not any(value is unasked for unasked in UNASKED.get(name, ())):
                 raise ArgumentError(f"{self.name}: unknown argument {name!r}; expected {', '.join([*names, *order])}")
         if not self.variadic and (late or len(inputs) < len(names)):
             filled = list(inputs)
@@ -504,6 +515,11 @@ class _Plans(dict):
         count = key.bit_length() - 1
         self[key] = plan = self.op.make_plan(self.backend, count, key ^ (1 << count), self.native)
         return plan
+
+
+def _registered(name: str) -> Op:
+    """The op of this name: a pickled or copied one is itself."""
+    return REGISTRY[name]
 
 
 def canonical(value: Any) -> Any:

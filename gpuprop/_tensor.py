@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,15 @@ from .device import (
     names_device,
     require,
 )
-from .errors import ArgumentError, DtypeError, GraphError, MutationError, ShapeError
+from .errors import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    GraphError,
+    MutationError,
+    ShapeError,
+    explained,
+)
 
 if TYPE_CHECKING:
     from ._op import Op
@@ -33,7 +42,7 @@ _default_dtype = np.dtype(np.float32)
 def set_default_dtype(dtype: Any) -> None:
     """Sets the dtype that Python floats become: float16, float32 (at the start) or float64. Raises: DtypeError."""
     global _default_dtype
-    dtype = np.dtype(dtype)
+    dtype = as_dtype("set_default_dtype", dtype)
     if dtype.kind != "f":
         raise DtypeError(f"set_default_dtype: expected a floating dtype, got {dtype}")
     _default_dtype = dtype
@@ -42,6 +51,21 @@ def set_default_dtype(dtype: Any) -> None:
 def get_default_dtype() -> np.dtype:
     """The dtype that Python floats become."""
     return _default_dtype
+
+
+def as_dtype(name: str, dtype: Any) -> np.dtype:
+    """The dtype that is named. Raises: DtypeError for what names none, or none of real numbers or booleans."""
+    try:
+        found = np.dtype(dtype) if dtype is not None else None
+    except TypeError:
+        found = None
+    if found is None or not _holds_numbers(found):
+        raise DtypeError(f"{name}: expected a dtype of real numbers or booleans, such as gp.float32, got {dtype!r}")
+    return found
+
+
+def _holds_numbers(dtype: np.dtype) -> bool:
+    return dtype.kind in "fiub" or dtype.name == "bfloat16"
 
 
 class Leaf:
@@ -100,6 +124,10 @@ class Leaf:
             place[...] = gradient
             self.written(place)
 
+    def retain(self, gradient: Tensor) -> None:
+        """The hook of `Tensor.retain_grad`."""
+        self.accumulate(gradient if gradient._node is not None else gradient._data, owned=False)
+
 
 class Tensor:
     """An array that knows how it was computed.
@@ -153,6 +181,8 @@ class Tensor:
             )
         if not self.is_leaf:
             raise MutationError(f"data: expected a leaf, got a result of {self._node.name}; use .detach()")
+        if self._node is not None and not _tape.is_floating(array.dtype):
+            raise DtypeError(f"data: expected a floating dtype for a leaf that requires a gradient, got {array.dtype}")
         self._data = array
         if self._leaf is not None:
             self._leaf.shape, self._leaf.dtype = array.shape, array.dtype
@@ -267,6 +297,8 @@ class Tensor:
                 raise DtypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
             if value.shape != self.shape or value.device != self.device:
                 raise ShapeError(f"grad: expected {self.shape} on {self.device}, got {value.shape} on {value.device}")
+            if not _tape.is_floating(value.dtype):
+                raise DtypeError(f"grad: expected a floating dtype, got {value.dtype}; use .float()")
         if self._leaf is None:
             if value is None:
                 return
@@ -307,6 +339,8 @@ class Tensor:
         """
         if self._node is None:
             raise GraphError("register_hook: expected a tensor that requires a gradient, got one that does not")
+        if not callable(hook):
+            raise ArgumentError(f"register_hook: expected a function of the gradient, got {type(hook).__name__}")
         node = self._node
         node.hooks = [*(node.hooks or ()), hook]
 
@@ -321,7 +355,8 @@ class Tensor:
         if self._node is None or self.is_leaf:
             return
         leaf = self._leaf = self._leaf or Leaf(self._data)
-        self.register_hook(lambda g: leaf.accumulate(g.data, owned=False))
+        if leaf.retain not in (self._node.hooks or ()):
+            self.register_hook(leaf.retain)
 
     def detach(self) -> Tensor:
         """The same memory without the tape."""
@@ -364,7 +399,12 @@ class Tensor:
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if spec and self._data.size == 1 else format(str(self), spec)
+        if spec and self._data.size == 1:
+            return format(self.item(), spec)
+        try:
+            return format(str(self), spec)
+        except ValueError as error:
+            raise ShapeError(f"format: expected one element for {spec!r}, got shape {self.shape}") from error
 
     def __contains__(self, value: Any):
         return bool((self == value).any())
@@ -485,20 +525,28 @@ class Tensor:
                     "use .detach(), or compute a new tensor"
                 )
 
+    def _write(self, what: str, function: Callable, *args: Any, **options: Any) -> Tensor:
+        """Calls what changes the array, and dates the change."""
+        try:
+            function(*args, **options)
+        except Exception as error:
+            raise explained(error, what, f"{self.dtype} {self.shape}") from error
+        return self._changed()
+
     def _changed(self) -> Tensor:
         self.version()[0] = next(number)
         return self
 
-    def _raw(self, value: Any) -> Any:
+    def _raw(self, what: str, value: Any) -> Any:
         """Another operand as something this tensor's array can take."""
         if isinstance(value, Tensor):
             if type(value._data) is not type(self._data):
-                from .errors import DeviceError
-
                 raise DeviceError(
-                    f"in place: expected arrays on {self.device}, got {value.device}; move it with .to(device)"
+                    f"{what}: expected arrays on {self.device}, got {value.device}; move it with .to(device)"
                 )
             return value._data
+        if value is None or isinstance(value, str):
+            raise DtypeError(f"{what}: expected a tensor, an array or a number, got {value!r}")
         if isinstance(value, np.generic):
             return value.item()
         if isinstance(value, (list, np.ndarray)) and type(self._data) is not np.ndarray:
@@ -506,29 +554,10 @@ class Tensor:
         return value
 
     def _in_place(self, function: str, other: Any) -> Tensor:
-        self._check_mutable(f"{function} in place", other)
-        xp = BACKENDS[type(self._data)].xp
-        try:
-            getattr(xp, function)(self._data, self._raw(other), out=self._data)
-        except (TypeError, ValueError) as error:
-            kind = DtypeError if isinstance(error, TypeError) else ShapeError
-            raise kind(f"{function} in place: {error}; got {self.dtype} {self.shape}") from error
-        return self._changed()
-
-    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return self._in_place("add", other)
-
-    def __isub__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return self._in_place("subtract", other)
-
-    def __imul__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return self._in_place("multiply", other)
-
-    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return self._in_place("true_divide", other)
-
-    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return self._in_place("power", other)
+        what = f"{function} in place"
+        self._check_mutable(what, other)
+        ufunc = getattr(BACKENDS[type(self._data)].xp, function)
+        return self._write(what, ufunc, self._data, self._raw(what, other), out=self._data)
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
         return self._in_place("add", other if alpha == 1 else other * alpha)
@@ -547,35 +576,23 @@ class Tensor:
 
     def fill_(self, value: Any) -> Tensor:
         self._check_mutable("fill_", value)
+        raw = self._raw("fill_", value)
         if isinstance(value, Tensor):
-            self._data[...] = self._raw(value)
-        else:
-            self._data.fill(value)
-        return self._changed()
+            return self._write("fill_", operator.setitem, self._data, ..., raw)
+        return self._write("fill_", self._data.fill, raw)
 
     def copy_(self, other: Any) -> Tensor:
         """Overwrites the values with another tensor's, array's or number's, across devices and dtypes."""
         self._check_mutable("copy_", other)
         source = other if isinstance(other, Tensor) else asarray(other, device=self.device)
-        try:
-            self._data[...] = copy_to(source.data, self.device)
-        except ValueError as error:
-            raise ShapeError(f"copy_: expected shape {self.shape}, got {source.shape}") from error
-        return self._changed()
+        return self._write("copy_", operator.setitem, self._data, ..., copy_to(source.data, self.device))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._check_mutable("t[i] = v", value)
         parts = index if isinstance(index, tuple) else (index,)
         parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
-        try:
-            self._data[parts if isinstance(index, tuple) else parts[0]] = self._raw(value)
-        except IndexError as error:
-            from .errors import BoundsError
-
-            raise BoundsError(f"t[i] = v: {error}; the tensor has shape {self.shape}") from error
-        except ValueError as error:
-            raise ShapeError(f"t[i] = v: {error}; the tensor has shape {self.shape}") from error
-        self._changed()
+        place = parts if isinstance(index, tuple) else parts[0]
+        self._write("t[i] = v", operator.setitem, self._data, place, self._raw("t[i] = v", value))
 
     def __hash__(self):
         return id(self)
@@ -588,9 +605,9 @@ def destination(args: tuple, device: Any = None, dtype: Any = None) -> tuple[Dev
             device, dtype = argument.device, argument.dtype
         elif names_device(argument):
             device = argument
-        else:
+        elif argument is not None:
             dtype = argument
-    return None if device is None else require(device), None if dtype is None else np.dtype(dtype)
+    return None if device is None else require(device), None if dtype is None else as_dtype("to", dtype)
 
 
 def _rebuild(kind: Any, host: np.ndarray, device: str, requires_grad: bool, grad: np.ndarray | None) -> Tensor:
@@ -623,6 +640,25 @@ def install(op: Op, *, operator: str | None = None, method: str | None = None) -
         setattr(Tensor, method, bound)
 
 
+def _changing(function: str) -> Callable:
+    return lambda self, other: self._in_place(function, other)
+
+
+for _name, _function in {
+    "iadd": "add",
+    "isub": "subtract",
+    "imul": "multiply",
+    "itruediv": "true_divide",
+    "ifloordiv": "floor_divide",
+    "imod": "remainder",
+    "ipow": "power",
+    "iand": "bitwise_and",
+    "ior": "bitwise_or",
+    "ixor": "bitwise_xor",
+}.items():
+    setattr(Tensor, f"__{_name}__", _changing(_function))
+
+
 # --- Making tensors -------------------------------------------------------------------------------------------------
 
 
@@ -630,8 +666,17 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
     """An array on a device from a Tensor, an array, a number or nested lists, by the border's rules for dtypes."""
     if isinstance(data, Tensor):
         data = data.data
-    if type(data) is np.ndarray and device is None and default_device().type == "cpu" and data.dtype.kind in "fiub":
-        array = data if dtype is None or data.dtype == dtype else data.astype(dtype)
+    if dtype is not None:
+        dtype = as_dtype("tensor", dtype)
+    given = data.dtype if type(data) is np.ndarray else None
+    if (
+        given is not None
+        and given.kind in "fiub"
+        and given.isnative
+        and device is None
+        and default_device().type == "cpu"
+    ):
+        array = data if dtype is None or given == dtype else data.astype(dtype)
         return array.copy() if copy and array is data else array
     place = require(device) if device is not None else None
     if is_array(data):
@@ -642,14 +687,22 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
         copy = False
         place = place or default_device()
     if isinstance(array, np.ndarray):
-        if type(array) is not np.ndarray:
-            array = np.asarray(array)
-        if array.dtype.kind not in "fiubV" or (array.dtype.kind == "V" and array.dtype.name != "bfloat16"):
-            raise DtypeError(f"tensor: expected real numbers or booleans, got dtype {array.dtype}")
-    if dtype is not None and array.dtype != np.dtype(dtype):
+        array = host_array("tensor", array)
+        if dtype is None and not array.dtype.isnative:
+            dtype = array.dtype.newbyteorder("=")  # files may hold the other byte order, which GPUs do not read
+    if dtype is not None and array.dtype != dtype:
         array, copy = array.astype(dtype), False
     moved = copy_to(array, place)
     return moved.copy() if copy and moved is array else moved
+
+
+def host_array(name: str, array: np.ndarray) -> np.ndarray:
+    """A NumPy array of numbers, without the rules of a subclass such as np.matrix. Raises: DtypeError."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise DtypeError(f"{name}: expected an array without a mask, which would be lost; use .filled(value)")
+    if not _holds_numbers(array.dtype):
+        raise DtypeError(f"{name}: expected real numbers or booleans, got dtype {array.dtype}")
+    return np.asarray(array)
 
 
 def _from_python(data: Any, dtype: Any) -> np.ndarray:
@@ -661,8 +714,8 @@ def _from_python(data: Any, dtype: Any) -> np.ndarray:
     else:
         protocol = ""
     try:
-        array = np.asarray(data, dtype=dtype if dtype is not None else None)
-    except (ValueError, TypeError) as error:
+        array = np.asarray(data, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
         raise ShapeError(
             f"tensor: expected numbers or nested lists of one shape; {str(error).splitlines()[0]}"
         ) from error
@@ -699,26 +752,46 @@ def from_numpy(array: np.ndarray) -> Tensor:
     return Tensor(as_data(array, device="cpu"))
 
 
+def _as_shape(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
+    """The shape that `name(2, 3)` or `name((2, 3))` asks for."""
+    try:
+        if len(sizes) == 1 and not isinstance(sizes[0], (int, np.integer)):
+            (sizes,) = sizes
+        shape = tuple(operator.index(n) for n in sizes)
+    except TypeError as error:
+        raise ArgumentError(f"{name}: expected a shape of integers, got {sizes!r}") from error
+    if any(n < 0 for n in shape):
+        raise ShapeError(f"{name}: expected a shape of integers that are not negative, got {shape}")
+    return shape
+
+
 def _creator(name: str, doc: str, takes_fill: bool = False) -> Callable:
     def create(*shape: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **given: Any) -> Tensor:
-        if "shape" in given or "size" in given:
-            shape = (given.pop("shape", None) or given.pop("size", None), *shape)
+        for spelling in ("shape", "size"):
+            if spelling in given:
+                shape = (given.pop(spelling), *shape)
         fill = None
         if takes_fill:
-            fill = given.pop("fill_value") if "fill_value" in given else shape[-1]
-            shape = shape if len(shape) == 1 else shape[:-1]
+            if "fill_value" in given:
+                fill = given.pop("fill_value")
+            elif len(shape) > 1:
+                shape, fill = shape[:-1], shape[-1]
+            else:
+                raise ArgumentError(f"{name}: expected a shape and a value, got {shape}; say gp.{name}((2, 3), 0.5)")
+            fill = _plain(fill)
             if dtype is None:
-                dtype = _default_dtype if isinstance(fill, float) else np.asarray(_plain(fill)).dtype
+                dtype = as_data(fill).dtype
         if given:
             raise ArgumentError(f"{name}: unknown argument {next(iter(given))!r}")
-        if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
-            shape = tuple(shape[0])
+        sizes = _as_shape(name, shape)
+        kind = as_dtype(name, dtype) if dtype is not None else _default_dtype
         place = require(device) if device is not None else default_device()
         with device_scope(place):
             xp = backend_for(place).xp
-            kind = np.dtype(dtype) if dtype is not None else _default_dtype
-            array = xp.full(shape, _plain(fill), kind) if takes_fill else getattr(xp, name)(shape, kind)
-        made = Tensor(array)
+            try:
+                made = Tensor(xp.full(sizes, fill, kind) if takes_fill else getattr(xp, name)(sizes, kind))
+            except Exception as error:
+                raise explained(error, name, f"{kind} {sizes}") from error
         return made.requires_grad_() if requires_grad else made
 
     create.__name__ = create.__qualname__ = name
@@ -765,19 +838,20 @@ full_like = _like(full, "full_like")
 
 def _on_device(name: str, args: tuple, dtype: Any, device: Any, requires_grad: bool, floating: bool) -> Tensor:
     place = require(device) if device is not None else default_device()
-    if dtype is None and floating:
-        dtype = _default_dtype
+    kind = _default_dtype if dtype is None and floating else as_dtype(name, dtype)
     with device_scope(place):
-        made = Tensor(
-            getattr(backend_for(place).xp, name)(
-                *map(_plain, args), dtype=np.dtype(dtype) if dtype is not None else None
-            )
-        )
+        try:
+            made = Tensor(getattr(backend_for(place).xp, name)(*map(_plain, args), dtype=kind))
+        except Exception as error:
+            raise explained(error, name, ", ".join(map(repr, args))) from error
     return made.requires_grad_() if requires_grad else made
 
 
-def arange(*args: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def arange(
+    start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """`arange(stop)`, `arange(start, stop)`, `arange(start, stop, step)`: the stop is not included; int64 for integers."""
+    args = (0, start, step) if stop is None else (start, stop, step)
     floating = any(isinstance(_plain(a), float) for a in args)
     return _on_device("arange", args, dtype or (None if floating else np.int64), device, requires_grad, floating)
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .errors import ArgumentError
+
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
     """The leaves in order (dicts by sorted key), and a function that builds the same container from other leaves."""
     leaves: list[Any] = []
-    build = _walk(tree, leaves)
+    try:
+        build = _walk(tree, leaves)
+    except RecursionError:
+        raise ArgumentError(
+            "expected containers nested some hundred levels deep at most, got more, or one in itself"
+        ) from None
     return leaves, lambda values: build(iter(values))
 
 

@@ -69,6 +69,22 @@ class DivergenceError(Error, ArithmeticError):
     """A training whose loss is no longer finite."""
 
 
+def explained(error: Exception, where: str, got: str) -> Exception:
+    """What NumPy or CuPy refused, as an error of ours that says where, and for what; any other error as it is."""
+    if isinstance(error, IndexError):
+        kind: type[Error] = BoundsError
+    elif isinstance(error, (TypeError, AttributeError)):
+        kind = DtypeError
+    elif isinstance(error, (ValueError, OverflowError, ZeroDivisionError)):
+        kind = ShapeError
+    else:
+        return error
+    if isinstance(error, Error):
+        return error
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return kind(f"{where}: {said}; got {got}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest one that exists, or those that exist."""
     known = list(known)

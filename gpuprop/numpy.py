@@ -6,6 +6,7 @@ new arrays (`zeros`, `arange`, ...) makes plain ones, on the default device; con
 
 from __future__ import annotations
 
+import math as _math
 from typing import Any
 
 from . import ops as _ops  # noqa: F401  (fills the registry)
@@ -79,12 +80,15 @@ def ndim(a: Any) -> int:
     return len(shape(a))
 
 
-def size(a: Any) -> int:
-    """The number of elements."""
-    count = 1
-    for n in shape(a):
-        count *= n
-    return count
+def size(a: Any, axis: int | None = None) -> int:
+    """The number of elements, or the length of an axis."""
+    return _math.prod(shape(a)) if axis is None else shape(a)[axis]
+
+
+class linalg:  # lower case, as the module in NumPy
+    """`numpy.linalg`, as far as it is here."""
+
+    norm = _REGISTRY["norm"]
 
 
 def __getattr__(name: str) -> Any:

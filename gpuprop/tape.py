@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._tensor import Leaf, Tensor, number
+from ._tensor import Leaf, Tensor, as_data, host_array, number
 from .device import BACKENDS, device_of, device_scope
 from .errors import (
     AnomalyError,
+    ArgumentError,
     DeviceError,
     DtypeError,
     Error,
@@ -28,6 +29,7 @@ from .errors import (
     MutationError,
     ShapeError,
     UndefinedGradientError,
+    explained,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ class Mode(contextlib.ContextDecorator):
     def __exit__(self, *_: object) -> None:
         self._set(self.before.pop())
 
+    def _recreate_cm(self) -> Mode:  # a decorated function may run in several threads at once: each call has its own
+        return Mode(**self.settings)
+
     @staticmethod
     def _set(settings: dict[str, bool]) -> None:
         tape.__dict__.update(settings)
@@ -84,7 +89,8 @@ def is_grad_enabled() -> bool:
 def detect_anomaly() -> Mode:
     """Backward walks raise `AnomalyError` at the first gradient that is not finite, naming the op and the line that called it.
 
-    For finding a mistake: it keeps a stack per record and reads every gradient.
+    For finding a mistake: it keeps a stack per record and reads every gradient. The line is known where the forward pass ran in
+    this context as well.
     """
     return Mode(anomaly=True)
 
@@ -109,6 +115,9 @@ class Record:
     @property
     def name(self) -> str:
         return self.plan.op.name
+
+    def __repr__(self) -> str:
+        return f"<record of {self.name}>"
 
 
 class Output:
@@ -225,7 +234,7 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
             function, residuals, plans, _ = generic
             y = function(*arrays, **options)
     except Exception as error:
-        raise _explained(op, arrays, error) from error
+        raise explained(error, op.name, ", ".join(describe(a) for a in arrays)) from error
 
     if type(y) is not kind:
         if isinstance(y, tuple):
@@ -306,8 +315,6 @@ def _wrap_several(
 
 def _call_with_other_kinds(op: Op, inputs: Sequence, options: dict[str, Any]) -> Any:
     """The border: NumPy scalars become Python numbers, lists arrays; plain arrays alone follow NumPy and stay plain."""
-    from ._tensor import as_data
-
     any_tensor = next((v for v in inputs if isinstance(v, Tensor)), None)
     values: list[Any] = []
     for value in inputs:
@@ -316,10 +323,17 @@ def _call_with_other_kinds(op: Op, inputs: Sequence, options: dict[str, Any]) ->
         elif isinstance(value, np.generic):
             values.append(value.item() if any_tensor is not None else np.asarray(value))
         elif isinstance(value, (list, tuple)):
+            if _wants_gradient(value):
+                raise GraphError(
+                    f"{op.name}: expected tensors, arrays or numbers, got a list of tensors that require a gradient, which would "
+                    "be lost; join them with gp.numpy.stack"
+                )
             device = any_tensor.device if any_tensor is not None else None
             values.append(as_data(value, device=device) if device is not None else np.asarray(value))
         else:
             values.append(_known_array(op, value))
+    if all(v is None for v in values):
+        raise ArgumentError(f"{op.name}: expected tensors, arrays or numbers, got None")
     if all(type(v) in _WEAK for v in values):
         values = [v if v is None else np.asarray(v) for v in values]
     arrays = [v._data if isinstance(v, Tensor) else v for v in values]
@@ -338,6 +352,12 @@ def _plain(op: Op, arrays: list, options: dict[str, Any], kind: type) -> Any:
     return tuple(r.data for r in results) if isinstance(results, tuple) else results.data
 
 
+def _wants_gradient(values: Any) -> bool:
+    if isinstance(values, (list, tuple)):
+        return any(map(_wants_gradient, values))
+    return isinstance(values, Tensor) and values._node is not None
+
+
 def _known_array(op: Op, value: Any) -> Any:
     try:
         BACKENDS[type(value)]
@@ -345,11 +365,7 @@ def _known_array(op: Op, value: Any) -> Any:
         raise DtypeError(
             f"{op.name}: expected tensors, arrays or numbers, got {type(value).__name__}; make it one with gp.tensor"
         ) from None
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
-            raise DtypeError(f"{op.name}: expected numbers, got an array of dtype {value.dtype}")
-        return np.asarray(value)  # subclasses such as np.matrix have rules of their own
-    return value
+    return host_array(op.name, value) if isinstance(value, np.ndarray) else value
 
 
 def is_floating(dtype: Any) -> bool:
@@ -385,17 +401,6 @@ def _mixed(op: Op, inputs: Iterable) -> Error:
     return DeviceError(f"{op.name}: expected arrays on one device, got {', '.join(places)}; move them with .to(device)")
 
 
-def _explained(op: Op, arrays: Sequence, error: Exception) -> Exception:
-    """What NumPy or CuPy said, as an error of ours that names the op and what came."""
-    if isinstance(error, Error) or not isinstance(error, (ValueError, TypeError, IndexError, AttributeError)):
-        return error
-    from .errors import BoundsError
-
-    kind = BoundsError if isinstance(error, IndexError) else ShapeError if isinstance(error, ValueError) else DtypeError
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return kind(f"{op.name}: {said}; got {', '.join(describe(a) for a in arrays)}")
-
-
 # --- Backward -------------------------------------------------------------------------------------------------------
 
 
@@ -413,10 +418,14 @@ def walk(
     them is computed, and no `.grad` changes. None: every leaf's `.grad` is written.
     create_graph: gradients are computed by generic rules on Tensors, and recorded.
     """
-    if not create_graph and (not roots or type(roots[0][0]._data) is np.ndarray):
+    if not roots:
+        return {}
+    if not create_graph and not tape.anomaly and type(roots[0][0]._data) is np.ndarray:
         return _Walk(roots, wanted, retain_graph, False).run()
-    # Rules make new arrays on the current device, and on Tensors they are recorded.
-    with Mode(enabled=create_graph or tape.enabled), device_scope(roots[0][0].device):
+    # Rules make new arrays on the current device, and on Tensors they are recorded. Under `detect_anomaly`, what NumPy would
+    # warn of is what is looked for.
+    warnings = np.errstate(all="ignore" if tape.anomaly else None)
+    with Mode(enabled=create_graph or tape.enabled), device_scope(roots[0][0].device), warnings:
         return _Walk(roots, wanted, retain_graph, create_graph).run()
 
 
@@ -475,7 +484,7 @@ class _Walk:
     def run(self) -> dict[Any, Any]:
         """Takes the waiting node of the largest number until none waits. Written for few steps per record, as `call` is."""
         waiting, pending, ours, goals, useful = self.waiting, self.pending, self.ours, self.goals, self.useful
-        create_graph, retain_graph = self.create_graph, self.retain_graph
+        create_graph, retain_graph, watching = self.create_graph, self.retain_graph, tape.anomaly
         front, front_dy = None, None  # one node may wait outside the heap: in a chain there is never another
         while waiting or front is not None:
             if front is not None and (not waiting or front.number > -waiting[0][0]):
@@ -550,7 +559,7 @@ class _Walk:
                         gradient = unbroadcast(gradient, target.shape)
                     if gradient.dtype is not target.dtype and gradient.dtype != target.dtype:
                         gradient = gradient.astype(target.dtype)
-                    if node.stack is not None:
+                    if watching or node.stack is not None:
                         _check_finite(node, e, gradient)
                     if front is None and native is None and useful is None and target not in pending:
                         front, front_dy = target, gradient
@@ -640,9 +649,9 @@ def _hooked(node: Any, gradient: Any, taped: bool) -> Any:
         before = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
         changed = hook(before)
         if changed is not None:
-            if not isinstance(changed, Tensor) or changed.shape != before.shape:
-                got = describe(changed) if isinstance(changed, Tensor) else type(changed).__name__
-                raise ShapeError(f"hook on {node.name}: expected None or a Tensor of shape {before.shape}, got {got}")
+            got = describe(changed) if isinstance(changed, Tensor) else type(changed).__name__
+            if got != describe(before):
+                raise ShapeError(f"hook on {node.name}: expected None or a Tensor of {describe(before)}, got {got}")
             gradient = changed if taped else changed.data
     return gradient
 

@@ -131,7 +131,7 @@ def check_gradients(
     f: takes Tensors, returns a Tensor or a tuple of them. args: its arguments; real ones are cast to float64.
     rtol: of the sizes of the terms, far below the 5e-4 that a slightly wrong gradient would show.
 
-    Raises: GradientCheckError naming the argument, the order and both numbers.
+    Raises: GradientCheckError naming the argument, the order and both numbers; DtypeError where nothing is real.
     """
     rng = np.random.default_rng(seed)
     arrays = [_as_float64(a) for a in args]
@@ -144,7 +144,7 @@ def check_gradients(
 def _as_float64(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.numpy()
-    if isinstance(value, (float, list)):
+    if isinstance(value, (float, list, np.floating)):
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and is_floating(value.dtype):
         return value.astype(np.float64)
@@ -168,6 +168,8 @@ def _direction(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _check(f, arrays, real, order, eps, rtol, atol, rng, name) -> None:
     xs, ys = _outputs(f, arrays, real, True)
+    if not ys:
+        raise DtypeError(f"{name}: expected f to return a real Tensor or a tuple with one, got none to check")
     cotangents = [_direction(rng, y.shape) for y in ys]
     roots = [(y, u) for y, u in zip(ys, cotangents, strict=True) if y.requires_grad]
     found = walk(roots, wanted=[x._node for x in xs])

@@ -148,7 +148,9 @@ def _output(name: str, leaf: Any) -> Tensor:
 
 
 def _argnums(name: str, argnums: int | Sequence[int], args: tuple) -> tuple[int, ...]:
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not args:
+        raise ArgumentError(f"{name}: expected positional arguments to differentiate, got none")
+    chosen = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     for i in chosen:
         if not isinstance(i, int) or not -len(args) <= i < len(args):
             raise ArgumentError(f"{name}: expected argnums among 0 to {len(args) - 1}, got {i!r}")
@@ -259,18 +261,12 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux
         pairs = [(g, v) for g, v in zip(products, directions) if g.requires_grad]
         taped = nested or any(t.requires_grad for t in (*run.tensors, *directions))
         roots = [(g, v if taped else v._data) for g, v in pairs]
-        found = (
-            walk(roots, wanted=[u._node for u in cotangents], retain_graph=True, create_graph=taped) if roots else {}
-        )
+        found = walk(roots, wanted=[u._node for u in cotangents], retain_graph=True, create_graph=taped)
     dys = []
     for y, u, xp in zip(run.outputs, cotangents, xp_of):
         dy = found.get(u._node)
         dys.append(
-            Tensor(xp.zeros_like(y._data))
-            if dy is None
-            else dy
-            if isinstance(dy, Tensor)
-            else Tensor(dy + xp.zeros_like(dy))
+            Tensor(xp.zeros_like(y._data)) if dy is None else dy if isinstance(dy, Tensor) else Tensor(dy.copy())
         )
     plain = run.plain and not any(isinstance(leaf, Tensor) for leaf in flatten(list(tangents))[0])
 

@@ -1,5 +1,8 @@
 """Declaring ops: what the contract refuses, when it is declared and not when it is called."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -166,6 +169,29 @@ def test_residuals_serve_the_implementation_and_the_generic_rule_serves_second_d
         cube(x)
     assert kept == [True, False]
     gp.testing.check_gradients(cube, x.numpy())
+
+
+def test_numpys_and_pytorchs_names_of_arguments_are_understood():
+    x = np.array([-1.0, 0.5, 3.0])
+    np.testing.assert_array_equal(gp.numpy.clip(x, a_min=0, a_max=1), np.clip(x, 0, 1))
+    assert gp.numpy.sum(a=x) == gp.numpy.sum(x, dim=0, out=None) == 2.5
+    with pytest.raises(ArgumentError, match="sum: unknown argument 'out'"):
+        gp.numpy.sum(x, out=x)
+
+
+def test_numbers_that_the_dtype_cannot_hold_and_nothing_at_all_are_refused():
+    for wrong in (lambda: gp.arange(2) + 2**70, lambda: gp.ones(2) * 10**400, lambda: gp.numpy.split(gp.ones(2), 0)):
+        with pytest.raises(ShapeError, match=r"(add|multiply|split): .*; got (int64|float32) \(2,\)"):
+            wrong()
+    with pytest.raises(ArgumentError, match="sum: expected tensors, arrays or numbers, got None"):
+        gp.numpy.sum(None)
+    with pytest.raises(ArgumentError, match="take: missing .*'indices'"):
+        gp.numpy.take(gp.ones(2))
+
+
+def test_ops_are_pickled_and_copied_as_themselves():
+    exp = gp.numpy.exp
+    assert pickle.loads(pickle.dumps(exp)) is copy.deepcopy(exp) is exp
 
 
 def test_arrays_of_different_devices_are_refused():

@@ -9,7 +9,15 @@ import pytest
 
 import gpuprop as gp
 from gpuprop._op import REGISTRY
-from gpuprop.errors import AnomalyError, DtypeError, GraphError, MutationError, ShapeError, UndefinedGradientError
+from gpuprop.errors import (
+    AnomalyError,
+    ArgumentError,
+    DtypeError,
+    GraphError,
+    MutationError,
+    ShapeError,
+    UndefinedGradientError,
+)
 from gpuprop.testing import Draw, Sample
 
 draw = Draw(1)
@@ -154,6 +162,49 @@ def test_create_graph_differentiates_gradients_again():
     x.grad = None
     first.sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 6 * x.numpy(), rtol=1e-12)
+
+
+def test_hooks_are_functions_that_keep_shape_and_dtype():
+    x = leaf(3)
+    with pytest.raises(ArgumentError, match="register_hook: expected a function"):
+        x.register_hook(3)
+    x.register_hook(lambda g: g.float())
+    with pytest.raises(
+        ShapeError, match=r"hook on leaf: expected None or a Tensor of float64 \(3,\), got float32 \(3,\)"
+    ):
+        x.sum().backward()
+
+
+def test_retained_gradients_count_once_and_stay_on_the_tape():
+    x = leaf(3)
+    y = x * 2
+    y.retain_grad()
+    y.retain_grad()
+    (y * y).sum().backward(create_graph=True)
+    np.testing.assert_allclose(y.grad.numpy(), 2 * y.numpy())
+    assert y.grad.requires_grad
+
+
+def test_a_decorator_keeps_the_modes_of_threads_apart():
+    quiet, inside, left = gp.no_grad(), threading.Event(), threading.Event()
+
+    def stay():
+        with gp.no_grad():
+            quiet(lambda: inside.set() or left.wait(9))()
+
+    other = threading.Thread(target=stay)
+    quiet(lambda: other.start() or inside.wait(9))()  # the other thread enters after this one and leaves after it
+    enabled = gp.is_grad_enabled()
+    left.set()
+    other.join()
+    assert enabled
+
+
+def test_lists_of_tensors_do_not_lose_their_gradients_silently():
+    x = leaf(3)
+    for call in (lambda: gp.numpy.sum([x, x]), lambda: gp.numpy.add(x.detach(), [x[0], x[1], x[2]])):
+        with pytest.raises(GraphError, match=r"(sum|add): .*gp\.numpy\.stack"):
+            call()
 
 
 def test_hooks_see_the_total_and_may_replace_it():
@@ -312,9 +363,12 @@ def test_detect_anomaly_names_the_op_and_the_line():
     x = gp.tensor([0.0, 1.0], requires_grad=True, device="cpu")
     with gp.detect_anomaly():
         y = gp.numpy.sqrt(x).sum()  # the slope at 0 is infinite
-        with np.errstate(divide="ignore"), pytest.raises(AnomalyError, match=r"sqrt.*'x'") as raised:
+        with pytest.raises(AnomalyError, match=r"sqrt.*'x'") as raised:
             y.backward()
     assert "gp.numpy.sqrt(x).sum()" in str(raised.value)
+    y = gp.numpy.sqrt(x).sum()
+    with gp.detect_anomaly(), pytest.raises(AnomalyError, match=r"sqrt.*'x'.*forward pass"):  # found, without the line
+        y.backward()
 
 
 def test_broadcasting_and_dtypes_are_undone_in_one_place():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gpuprop as gp
-from gpuprop.errors import BoundsError, DeviceError, DtypeError, GraphError, ShapeError
+from gpuprop.errors import ArgumentError, BoundsError, DeviceError, DtypeError, GraphError, ShapeError
 
 rng = np.random.default_rng(11)
 
@@ -76,6 +76,54 @@ def test_creation_functions():
     assert gp.eye(2).dtype == gp.linspace(0, 1, 3).dtype == np.float32
 
 
+def test_shapes_and_values_of_creation_functions():
+    assert gp.zeros(shape=()).shape == () and gp.ones(size=(2, 3)).shape == gp.zeros(gp.tensor([2, 3])).shape == (2, 3)
+    assert gp.full((2,), gp.tensor(0.5)).dtype == gp.full((2,), [1.0, 2.0]).dtype == np.float32
+    assert gp.full(size=(2,), fill_value=3).dtype == np.int64 and gp.full(2, 3, 0.5).shape == (2, 3)
+    np.testing.assert_array_equal(gp.arange(start=1, stop=6, step=2).numpy(), [1, 3, 5])
+
+
+@pytest.mark.parametrize(
+    "make, error, match",
+    [
+        (lambda: gp.zeros(2.5), ArgumentError, "zeros: expected a shape of integers"),
+        (lambda: gp.ones("ab"), ArgumentError, "ones: expected a shape of integers"),
+        (lambda: gp.empty(2, -1), ShapeError, "empty: expected a shape .* not negative"),
+        (lambda: gp.full((2,)), ArgumentError, "full: expected a shape and a value"),
+        (lambda: gp.full((2,), 300, dtype=gp.uint8), ShapeError, "full: .*300.*uint8"),
+        (lambda: gp.full((2, 3), np.ones(4)), ShapeError, r"full: .*\(2, ?3\)"),
+        (lambda: gp.arange(1, 5, 0), ShapeError, "arange: .*zero"),
+        (lambda: gp.eye(-1), ShapeError, "eye: negative"),
+        (lambda: gp.linspace(0, 1, 2.5), DtypeError, "linspace: .*float"),
+        (lambda: gp.tensor([300], dtype=gp.uint8), ShapeError, "tensor: .*300"),
+        (lambda: gp.tensor(np.ones(2), dtype=complex), DtypeError, "tensor: expected a dtype .*complex"),
+        (lambda: gp.tensor([1.0], dtype="bogus"), DtypeError, "tensor: expected a dtype .*'bogus'"),
+        (lambda: gp.zeros(2, dtype="bogus"), DtypeError, "zeros: expected a dtype"),
+        (lambda: gp.ones(2).to("bogus"), DtypeError, "to: expected a dtype .*'bogus'"),
+        (lambda: gp.ones(2).to(1), DtypeError, "to: expected a dtype .*1"),
+        (lambda: gp.set_default_dtype("bogus"), DtypeError, "set_default_dtype: expected a dtype"),
+        (lambda: gp.set_default_dtype(None), DtypeError, "set_default_dtype: expected a dtype"),
+    ],
+)
+def test_wrong_shapes_values_and_dtypes_name_the_function(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_masks_are_refused_and_byte_orders_made_native():
+    masked = np.ma.masked_array([1.0, 2.0], [True, False])
+    for take in (gp.tensor, gp.asarray, gp.numpy.exp):
+        with pytest.raises(DtypeError, match="without a mask"):
+            take(masked)
+    assert gp.tensor(np.array([1, 2], ">f4")).dtype.isnative and gp.asarray(np.array([1, 2], ">i4")).tolist() == [1, 2]
+
+
+def test_dtypes_have_the_names_that_users_of_pytorch_know():
+    names = {"half": gp.float16, "float": gp.float32, "double": gp.float64, "int": gp.int32, "long": gp.int64}
+    for name, dtype in {**names, "bool": gp.bool_}.items():
+        assert gp.ones(1, dtype=getattr(gp, name)).dtype == dtype == getattr(gp.ones(1), name)().dtype
+
+
 def test_the_default_dtype():
     try:
         gp.set_default_dtype(gp.float64)
@@ -124,6 +172,12 @@ def test_repr_shows_shape_dtype_device_and_op():
     x = gp.tensor([1.0, 2.0], requires_grad=True, device="cpu")
     assert repr(x) == "tensor([1., 2.], shape=(2,), dtype=float32, device='cpu', requires_grad=True)"
     assert "op=multiply" in repr(x * 2) and "device='cpu'" in repr(x * 2)
+
+
+def test_a_format_of_numbers_expects_one_element():
+    assert f"{gp.tensor([1.0]):.2f}" == "1.00" and f"{gp.tensor([1, 2]):>80}".endswith("'cpu')")
+    with pytest.raises(ShapeError, match=r"format: expected one element for '\.2f', got shape \(2,\)"):
+        f"{gp.tensor([1.0, 2.0]):.2f}"
 
 
 @pytest.mark.parametrize("ask", [bool, float, int, lambda t: t.item()])
@@ -219,6 +273,17 @@ def test_in_place_operators(device):
     assert x.dtype == np.float32
 
 
+def test_every_operator_of_numpy_works_in_place(device):
+    x = gp.tensor([7, 9, 12], device=device)
+    view = x[:2]
+    view //= 2
+    view %= 3
+    x |= 4
+    x &= 6
+    x ^= 1
+    np.testing.assert_array_equal(x.numpy(), [5, 5, 5])
+
+
 def test_wrong_changes():
     x = gp.zeros(3, device="cpu")
     with pytest.raises(ShapeError, match="copy_"):
@@ -230,6 +295,16 @@ def test_wrong_changes():
     with pytest.raises(DtypeError, match="add in place"):
         y = gp.arange(3, device="cpu")
         y += 0.5
+    with pytest.raises(DtypeError, match="t\\[i\\] = v: expected a tensor, an array or a number, got None"):
+        x[0] = None
+    with pytest.raises(DtypeError, match="t\\[i\\] = v: .*float32"):
+        x[1.5:] = 1.0
+    for value in ("text", None, [1.0, 2.0], np.ones(3)):
+        with pytest.raises((DtypeError, ShapeError), match="fill_: "):
+            x.fill_(value)
+    with pytest.raises(ShapeError, match="add in place: .*300.*uint8"):
+        z = gp.zeros(3, dtype=gp.uint8, device="cpu")
+        z += 300
 
 
 def test_methods_take_axis_and_dim_alike():
@@ -240,3 +315,47 @@ def test_methods_take_axis_and_dim_alike():
     assert x.max(axis=1).shape == (2,) and x.min(1).shape == (2,)  # values, as in NumPy
     assert x.transpose().shape == x.transpose(1, 0).shape == (3, 2)
     assert x.reshape(3, 2).shape == x.reshape((3, 2)).shape == x.view(-1, 2).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(np.sum, np.mean, np.prod, np.max, np.min, np.std, np.var, np.cumsum, np.cumprod, np.transpose, np.squeeze),
+        lambda x: np.sum(x, axis=0, keepdims=True),
+        lambda x: np.clip(x, 0, 1),
+        lambda x: np.reshape(x, (3, 2)),
+        lambda x: np.take(x, [0, 2]),
+        lambda x: np.repeat(x, 2, axis=0),
+        lambda x: np.round(x, 1),
+    ],
+)
+def test_numpy_functions_that_call_methods_are_recorded(function):
+    x = gp.tensor(rng.standard_normal((2, 3)), requires_grad=True, device="cpu")
+    y = function(x)
+    assert isinstance(y, gp.Tensor) and y.requires_grad
+    np.testing.assert_allclose(y.numpy(), function(x.numpy()))
+
+
+@pytest.mark.parametrize(
+    "function", [np.sin, np.sort, np.dot, lambda x: np.concatenate([x, x]), lambda x: np.add(1, x)]
+)
+def test_numpy_functions_that_the_tape_would_not_see_are_refused(function):
+    x = gp.tensor(rng.standard_normal(3), requires_grad=True, device="cpu")
+    with pytest.raises((GraphError, TypeError)):
+        function(*[x] * (2 if function is np.dot else 1))
+
+
+def test_short_methods_of_pytorch():
+    x = gp.tensor(rng.standard_normal((2, 3)))
+    np.testing.assert_array_equal(x.t().numpy(), x.numpy().T)
+    assert x.view_as(gp.zeros(3, 2)).shape == (3, 2) and x.tile((1, 2)).shape == (2, 6) and x[0].diag().shape == (3, 3)
+    with pytest.raises(ShapeError, match=r"t: .*\(1, 2, 3\)"):
+        x[None].t()
+
+
+def test_what_a_leaf_holds_stays_floating():
+    x = gp.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(DtypeError, match="data: expected a floating dtype"):
+        x.data = np.zeros(2, int)
+    with pytest.raises(DtypeError, match="grad: expected a floating dtype"):
+        x.grad = gp.tensor([1, 2])

@@ -90,6 +90,17 @@ def test_a_gradient_that_is_not_a_number_fails():
 def test_something_real_is_needed():
     with pytest.raises(DtypeError, match="check_gradients: expected at least one real argument"):
         check_gradients(lambda x: x, np.arange(3))
+    for nothing in (lambda x: {"y": x}, lambda x: 2.0, lambda x: x > 0):
+        with pytest.raises(DtypeError, match="expected f to return a real Tensor"):
+            check_gradients(nothing, np.ones(3))
+
+
+def test_lists_and_scalars_of_numpy_are_checked_too():
+    wrong = lambda x: x.detach() * x
+    for argument in ([0.5, 2.0], 0.5, np.float32(0.5)):
+        check_gradients(gp.numpy.sin, argument)
+        with pytest.raises(GradientCheckError):
+            check_gradients(wrong, argument)
 
 
 def test_numbers_tensors_and_float32_are_checked_in_float64():

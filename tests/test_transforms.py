@@ -88,6 +88,14 @@ def test_what_grad_refuses():
         gp.grad(lambda v: v.sum())(np.arange(3))
     with pytest.raises(ArgumentError, match="argnums"):
         gp.grad(lambda v: v.sum(), argnums=1)(np.ones(3))
+    with pytest.raises(ArgumentError, match=r"argnums among 0 to 0, got 0\.0"):
+        gp.grad(lambda v: v.sum(), argnums=0.0)(np.ones(3))
+    with pytest.raises(ArgumentError, match="grad: expected positional arguments"):
+        gp.grad(lambda v: v.sum())(v=np.ones(3))
+    endless = []
+    endless.append(endless)
+    with pytest.raises(ArgumentError, match="one in itself"):
+        gp.grad(lambda v: 1.0)(endless)
 
 
 def test_a_function_that_ignores_its_argument_has_gradient_zero():
@@ -134,6 +142,13 @@ def test_jvp_is_the_transpose():
     np.testing.assert_allclose(tangent[1]["sum"], vx.sum() + vy[0], rtol=1e-12)
     with pytest.raises(ShapeError):
         gp.jvp(affine, (x, y), (vx, vx))
+
+
+def test_jvp_of_scalars_and_constants_gives_arrays():
+    for x, kind in ((2.0, np.ndarray), (gp.tensor(2.0), gp.Tensor)):
+        y, dy = gp.jvp(lambda v: v**3, (x,), (x,))
+        assert type(y) is type(dy) is kind and dy.shape == () and float(dy) == 24
+    assert gp.jvp(lambda v: gp.tensor(1.0), (2.0,), (1.0,))[1] == 0
 
 
 def test_jvp_and_grad_nest():

@@ -15,7 +15,7 @@ import numpy as np
 from .._op import op
 from .._tensor import Tensor, get_default_dtype
 from ..device import backend_of, device_of, is_array
-from ..errors import BoundsError, DtypeError, ShapeError
+from ..errors import BoundsError, DtypeError, OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
 from .shape import at_axis
 
@@ -159,6 +159,9 @@ def _integers_apart(name: str) -> Any:
     return spelling
 
 
+TAKE_MODES = ("raise", "wrap", "clip")
+
+
 def _take_samples(draw: Draw):
     i = np.array([2, 0, 2, -1])
     yield Sample(draw.normal(3), i)
@@ -167,6 +170,8 @@ def _take_samples(draw: Draw):
     yield Sample(draw.normal(2, 3, 4), i.reshape(2, 2), axis=1)
     yield Sample(draw.normal(2, 3), i, axis=-1)
     yield Sample(draw.normal(2, 3), np.zeros(0, np.int64), axis=0)
+    yield Sample(draw.normal(2, 3), i * 4, axis=1, mode="wrap")
+    yield Sample(draw.normal(2, 3), i * 4, mode="clip")
 
 
 def _take_errors(draw: Draw):
@@ -174,19 +179,32 @@ def _take_errors(draw: Draw):
     yield ErrorSample(
         draw.normal(2, 3), np.array([0.5]), axis=0, error=DtypeError, match="take: expected integers.*float64"
     )
+    yield ErrorSample(draw.normal(2, 3), np.array([0]), mode="mirror", error=OptionError, match="take: .*'mirror'")
 
 
 @op(samples=_take_samples, errors=_take_errors, spelling=_integers_apart("take"), method=True)
-def take(xp, x, indices, *, axis=None):
+def take(xp, x, indices, *, axis=None, mode="raise"):
     """The slices of x at these places of an axis; x is flattened without `axis`.
 
-    Shapes: x (2, 3, 4), indices (5,) int, axis=1 -> y (2, 5, 4). Raises: BoundsError, DtypeError.
+    mode: what indices out of range do: "raise", "wrap" around, or "clip" to the first and the last.
+    Shapes: x (2, 3, 4), indices (5,) int, axis=1 -> y (2, 5, 4). Raises: BoundsError, DtypeError, OptionError.
     """
-    return xp.take(x, indices, axis=axis)
+    return xp.take(x, _within(xp, indices, x.shape, axis, mode), axis=axis)
+
+
+def _within(xp, indices: Any, shape: tuple[int, ...], axis: int | None, mode: str) -> Any:
+    """The indices as `mode` has them."""
+    if mode not in TAKE_MODES:
+        raise OptionError(f"take: expected mode to be one of {', '.join(TAKE_MODES)}, got {mode!r}")
+    if mode == "raise":
+        return indices
+    count = math.prod(shape) if axis is None else shape[axis]
+    return xp.mod(indices, count) if mode == "wrap" else xp.clip(indices, 0, count - 1)
 
 
 @take.grad("x")
-def _(xp, dy, x_shape, indices, *, axis):
+def _(xp, dy, x_shape, indices, *, axis, mode):
+    indices = _within(xp, indices, x_shape, axis, mode)
     if axis is None:
         return xp.reshape(xp.index_add((math.prod(x_shape),), (indices,), dy), x_shape)
     return xp.index_add(x_shape, at_axis(axis % len(x_shape), indices)[:-1], dy)
@@ -241,11 +259,16 @@ def _sort_samples(draw: Draw):
     yield Sample(draw.apart(0, 3))
 
 
+def _stably(*args: Any, kind: Any = None, stable: Any = None, **given: Any) -> tuple[tuple, dict]:
+    """NumPy's `kind` and `stable` ask for no more than what is always done: equal elements keep their order."""
+    return args, given
+
+
 def _sort_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), axis=2, error=BoundsError, match="sort: ")
 
 
-@op(samples=_sort_samples, errors=_sort_errors, method=True)
+@op(samples=_sort_samples, errors=_sort_errors, spelling=_stably, method=True)
 def sort(xp, x, *, axis=-1):
     """Rising along an axis, NaN last; flattened with `axis=None`. Raises: BoundsError."""
     return xp.sort(x, axis=axis)
@@ -258,7 +281,7 @@ def _(xp, dy, x, *, axis):
     return xp.reshape(xp.take_along_axis(dy, back, axis=-1 if axis is None else axis), x.shape)
 
 
-@op(samples=_sort_samples, errors=_sort_errors, method=True, smooth=False)
+@op(samples=_sort_samples, errors=_sort_errors, spelling=_stably, method=True, smooth=False)
 def argsort(xp, x, *, axis=-1):
     """The indices that sort x along an axis, NaN last; equal elements keep their order.
 

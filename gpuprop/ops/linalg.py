@@ -226,7 +226,7 @@ def _outer_samples(draw: Draw):
     yield Sample(draw.normal(0), draw.normal(3))
 
 
-@op(samples=_outer_samples)
+@op(samples=_outer_samples, method=True)
 def outer(xp, a, b):
     """Every element of a times every one of b, both flattened: y[i, j] = a[i] b[j]. Shapes: (m,), (n,) -> (m, n)."""
     return xp.outer(a, b)
@@ -369,6 +369,7 @@ def _subscripts_first(*args: Any, **given: Any) -> tuple[tuple, dict]:
     if not args or not isinstance(args[0], str):
         came = type(args[0]).__name__ if args else "nothing"
         raise ArgumentError(f"einsum: expected subscripts first, as in einsum('ij,jk->ik', a, b), got {came}")
+    given.pop("optimize", None)  # NumPy's: always done
     return args[1:], {"subscripts": args[0], **given}
 
 

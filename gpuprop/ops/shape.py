@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from .._op import op
 from .._tensor import Tensor, install
-from ..device import copy_to
+from ..device import copy_to, is_array
 from ..errors import ArgumentError, BoundsError, DtypeError, OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample, real_line
 
@@ -332,8 +333,15 @@ def _pieces(xp, dy: Any, axis: int, lengths: Sequence[int], shapes: Sequence[tup
     return tuple(parts)
 
 
+def _rows(*arrays: Any, **given: Any) -> tuple[tuple, dict]:
+    """`stack(x)` and `stack(x, 1)` of one array join its rows, as in NumPy."""
+    one = len(arrays) == 1 or (len(arrays) == 2 and (arrays[1] is None or isinstance(arrays[1], int)))
+    if one and (isinstance(arrays[0], Tensor) or is_array(arrays[0])):
+        return (tuple(arrays[0]), *arrays[1:]), given
+    return arrays, given
+
+
 def _concatenate_samples(draw: Draw):
-    yield Sample(draw.normal(3))
     yield Sample(draw.normal(2, 3), draw.normal(4, 3))
     yield Sample(draw.normal(2, 3), draw.normal(2, 1), draw.normal(2, 0), axis=-1)
     yield Sample(draw.normal(2, 3), draw.normal(), draw.normal(4), axis=None)
@@ -346,7 +354,7 @@ def _concatenate_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), axis=2, error=BoundsError, match="concatenate: ")
 
 
-@op(samples=_concatenate_samples, errors=_concatenate_errors)
+@op(samples=_concatenate_samples, errors=_concatenate_errors, spelling=_rows)
 def concatenate(xp, *arrays, axis=0):
     """Arrays one after the other along an axis; flattened first with `axis=None`.
 
@@ -366,16 +374,15 @@ def _(xp, dy, *arrays_shape, axis):
 def _stack_samples(draw: Draw):
     yield Sample(draw.normal(), draw.normal())
     yield Sample(draw.normal(2, 3), draw.normal(2, 3), axis=-1)
-    yield Sample(draw.normal(2, 3), axis=1)
     yield Sample(draw.normal(0, 3), draw.normal(0, 3))
 
 
 def _stack_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), draw.normal(3), error=ShapeError, match=r"stack: .*\(2, 3\).*\(3,\)")
-    yield ErrorSample(draw.normal(2, 3), axis=3, error=BoundsError, match="stack: ")
+    yield ErrorSample(draw.normal(2, 3), draw.normal(2, 3), axis=3, error=BoundsError, match="stack: ")
 
 
-@op(samples=_stack_samples, errors=_stack_errors)
+@op(samples=_stack_samples, errors=_stack_errors, spelling=_rows)
 def stack(xp, *arrays, axis=0):
     """Arrays of one shape along a new axis.
 
@@ -400,7 +407,7 @@ def _vstack_errors(draw: Draw):
     yield ErrorSample(draw.normal(3), draw.normal(4), error=ShapeError, match=r"vstack: .*\(3,\).*\(4,\)")
 
 
-@op(samples=_vstack_samples, errors=_vstack_errors)
+@op(samples=_vstack_samples, errors=_vstack_errors, spelling=_rows)
 def vstack(xp, *arrays):
     """Arrays one below the other; a vector is a row. Shapes: (3,) and (2, 3) -> y (3, 3). Raises: ShapeError."""
     return xp.vstack(arrays)
@@ -421,7 +428,7 @@ def _hstack_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), draw.normal(4, 3), error=ShapeError, match=r"hstack: .*\(2, 3\).*\(4, 3\)")
 
 
-@op(samples=_hstack_samples, errors=_hstack_errors)
+@op(samples=_hstack_samples, errors=_hstack_errors, spelling=_rows)
 def hstack(xp, *arrays):
     """Arrays side by side: along axis 1, vectors along axis 0.
 
@@ -449,6 +456,7 @@ def _split_samples(draw: Draw):
 
 def _split_errors(draw: Draw):
     yield ErrorSample(draw.normal(5, 3), indices_or_sections=2, error=ShapeError, match=r"split: .*\(5, 3\)")
+    yield ErrorSample(draw.normal(5, 3), indices_or_sections=0, error=ShapeError, match=r"split: .*\(5, 3\)")
     yield ErrorSample(draw.normal(5, 3), indices_or_sections=1, axis=2, error=BoundsError, match="split: ")
 
 
@@ -619,7 +627,7 @@ def _tile_samples(draw: Draw):
     yield Sample(draw.normal(2, 3), reps=(2, 0))
 
 
-@op(samples=_tile_samples)
+@op(samples=_tile_samples, method=True)
 def tile(xp, x, *, reps):
     """The whole of x side by side, reps[i] times along axis i. Shapes: x (2, 3), reps (2, 4) -> y (4, 12)."""
     return xp.tile(x, reps)
@@ -643,6 +651,7 @@ def _pad_samples(draw: Draw):
     yield Sample(draw.normal(2, 3), pad_width=(1, 0), constant_values=-2.5)
     yield Sample(draw.normal(2, 3), pad_width=((1, 2), (0, 3)), constant_values=((1.0, 2.0), (3.0, 4.0)))
     yield Sample(draw.normal(0, 3), pad_width=1)
+    yield Sample(draw.normal(), pad_width=1)
     for mode in PAD_MODES[1:]:
         yield Sample(draw.normal(3), pad_width=7, mode=mode)
         yield Sample(draw.normal(2, 3), pad_width=((1, 2), (0, 3)), mode=mode)
@@ -651,6 +660,7 @@ def _pad_samples(draw: Draw):
 def _pad_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), pad_width=((1, 2), (1, 2), (1, 2)), error=ShapeError, match=r"pad: .*\(2, 3\)")
     yield ErrorSample(draw.normal(2, 3), pad_width=-1, error=ShapeError, match="pad: ")
+    yield ErrorSample(draw.normal(2, 3), pad_width=1.5, error=DtypeError, match="pad: .*integer")
     yield ErrorSample(
         draw.normal(2, 3), pad_width=1, mode="mirror", error=OptionError, match="pad: .*reflect.*'mirror'"
     )
@@ -658,7 +668,8 @@ def _pad_errors(draw: Draw):
 
 
 def _pad_widths(pad_width: Any, ndim: int) -> list[tuple[int, int]]:
-    return [(int(before), int(after)) for before, after in np.broadcast_to(pad_width, (ndim, 2))]
+    pairs = np.broadcast_to(pad_width, (ndim, 2)).tolist()
+    return [(operator.index(before), operator.index(after)) for before, after in pairs]
 
 
 @op(samples=_pad_samples, errors=_pad_errors)
@@ -672,6 +683,8 @@ def pad(xp, x, *, pad_width, mode="constant", constant_values=0):
     if mode not in PAD_MODES:
         raise OptionError(f"pad: expected mode to be one of {', '.join(PAD_MODES)}, got {mode!r}")
     widths = _pad_widths(pad_width, x.ndim)
+    if not widths:
+        return xp.copy(x)
     if mode == "constant":
         return xp.pad(x, widths, constant_values=constant_values)
     return xp.pad(x, widths, mode=mode)
@@ -745,7 +758,7 @@ def _diag_errors(draw: Draw):
     yield ErrorSample(draw.normal(2, 3, 4), error=ShapeError, match=r"diag: .*\(2, 3, 4\)")
 
 
-@op(samples=_diag_samples, errors=_diag_errors, view=True)
+@op(samples=_diag_samples, errors=_diag_errors, method=True, view=True)
 def diag(xp, x, *, k=0):
     """The k-th diagonal of a matrix, or a matrix with the vector x on it.
 
@@ -822,7 +835,26 @@ def _astype(self: Tensor, dtype: Any, *, copy: bool = True) -> Tensor:
     return self if not copy and self.dtype == np.dtype(dtype) else astype(self, dtype)
 
 
-for _name, _method in {"flatten": _flatten, "expand": _expand, "astype": _astype}.items():
+def _t(self: Tensor) -> Tensor:
+    """The transpose of a matrix; vectors and 0-d tensors as they are. Raises: ShapeError."""
+    if self.ndim > 2:
+        raise ShapeError(f"t: expected at most two axes, got {self.shape}; use .transpose(axes)")
+    return transpose(self)
+
+
+def _view_as(self: Tensor, other: Tensor) -> Tensor:
+    """Reshaped to another tensor's shape. Raises: ShapeError."""
+    return reshape(self, shape=other.shape)
+
+
+for _name, _method in {
+    "flatten": _flatten,
+    "expand": _expand,
+    "astype": _astype,
+    "t": _t,
+    "view_as": _view_as,
+    "reshape_as": _view_as,
+}.items():
     setattr(Tensor, _name, _method)
 Tensor.T = property(lambda self: transpose(self), doc="All axes reversed.")  # type: ignore[attr-defined]
 Tensor.mT = property(lambda self: swapaxes(self, -1, -2), doc="The last two axes exchanged.")  # type: ignore[attr-defined]

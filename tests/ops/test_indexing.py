@@ -214,6 +214,13 @@ def test_sort_takes_gradients_along(shape, data):
     check_gradients(lambda t: t.sort(axis) * t.sort(axis), x)
 
 
+def test_numpys_ways_to_ask_for_a_stable_order():
+    x = np.array([2.0, 1.0, 2.0, 1.0])
+    for asked in ({"kind": "stable"}, {"stable": True}, {"kind": None, "axis": 0}):
+        np.testing.assert_array_equal(gp.numpy.argsort(x, **asked), [1, 3, 0, 2])
+        np.testing.assert_array_equal(gp.tensor(x).sort(**asked).numpy(), [1, 1, 2, 2])
+
+
 def test_equal_elements_keep_their_order_and_their_gradients(device):
     x = gp.tensor([2.0, 1.0, 2.0, 1.0, 2.0], requires_grad=True)
     assert x.argsort().tolist() == [1, 3, 0, 2, 4]

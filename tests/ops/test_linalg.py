@@ -17,6 +17,12 @@ from gpuprop.testing import check_gradients
 linear = REGISTRY["linear"]
 
 
+def test_names_and_options_of_numpy():
+    a = np.arange(6.0).reshape(2, 3)
+    assert gp.numpy.linalg.norm(a) == np.linalg.norm(a) and gp.numpy.size(a, 1) == np.size(a, 1)
+    np.testing.assert_array_equal(gp.numpy.einsum("ij,kj->ik", a, a, optimize=True), a @ a.T)
+
+
 def normal(*shape, dtype=np.float64):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
 
