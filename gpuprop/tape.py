@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._tensor import Leaf, Tensor, as_data, host_array, number
-from .device import BACKENDS, device_of, device_scope
+from .device import BACKENDS, device_of, device_scope, is_array
 from .errors import (
     AnomalyError,
     ArgumentError,
@@ -241,6 +241,10 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
             return _wrap_several(op, inputs, arrays, options, mask and plans[mask | bit], y)
         if isinstance(y, (np.generic, float, int)):
             y = BACKENDS[kind].xp.asarray(y)  # ufuncs make 0-d arrays scalars
+        elif not is_array(y):
+            raise DtypeError(
+                f"{op.name}: expected the rule to return an array or a tuple of them, got {type(y).__name__}"
+            )
     result = new(Tensor)
     result._data = y
     if op.view and isinstance(inputs[0], Tensor) and shares_memory(y, arrays[0]):
@@ -485,7 +489,7 @@ class _Walk:
         """Takes the waiting node of the largest number until none waits. Written for few steps per record, as `call` is."""
         waiting, pending, ours, goals, useful = self.waiting, self.pending, self.ours, self.goals, self.useful
         create_graph, retain_graph, watching = self.create_graph, self.retain_graph, tape.anomaly
-        front, front_dy = None, None  # one node may wait outside the heap: in a chain there is never another
+        front = front_dy = gradient = None  # one node may wait outside the heap: in a chain there is never another
         while waiting or front is not None:
             if front is not None and (not waiting or front.number > -waiting[0][0]):
                 node, dy = front, front_dy
@@ -548,17 +552,20 @@ class _Walk:
                 else:
                     gradients = function(dy, *arguments)
                 for e in targets:
-                    if len(targets) == 1:
-                        gradient = gradients
-                    else:
-                        gradient, *gradients = gradients
-                        if e < 0:
-                            continue
-                    target = edges[e]
-                    if gradient.shape != target.shape:
-                        gradient = unbroadcast(gradient, target.shape)
-                    if gradient.dtype is not target.dtype and gradient.dtype != target.dtype:
-                        gradient = gradient.astype(target.dtype)
+                    try:
+                        if len(targets) == 1:
+                            gradient = gradients
+                        else:
+                            gradient, *gradients = gradients
+                            if e < 0:
+                                continue
+                        target = edges[e]
+                        if gradient.shape != target.shape:
+                            gradient = unbroadcast(gradient, target.shape)
+                        if gradient.dtype is not target.dtype and gradient.dtype != target.dtype:
+                            gradient = gradient.astype(target.dtype)
+                    except (AttributeError, TypeError, ValueError) as error:
+                        raise _misfit(node, e, gradient) from error
                     if watching or node.stack is not None:
                         _check_finite(node, e, gradient)
                     if front is None and native is None and useful is None and target not in pending:
@@ -609,6 +616,15 @@ def _undefined(record: Record) -> Error:
     return UndefinedGradientError(
         f"{record.name}: expected a gradient rule for {record.plan.missing[0]!r}, got none; "
         "detach() that input, or declare the rule with @op.grad"
+    )
+
+
+def _misfit(record: Record, edge: int, gradient: Any) -> Error:
+    """A gradient rule returned what the walk cannot use: nothing, too few results, or a wrong shape."""
+    got = describe(gradient) if isinstance(gradient, Tensor) or is_array(gradient) else repr(gradient)
+    name, shape = record.op.input_name(record.plan.wanted[edge]), record.edges[edge].shape
+    return ShapeError(
+        f"{record.name}: expected a gradient of shape {shape} for {name!r}, got {got}; mend what its gradient rule returns"
     )
 
 

@@ -1,7 +1,8 @@
 """Derivatives of functions: grad, vjp, jvp, jacobian, hessian, hvp, under the names of JAX and autograd; and checkpoint.
 
 Arguments and results may be nested tuples, lists and dicts. All plain in, plain out; any Tensor in, Tensors out. They nest: inside
-another transform, or where an argument requires a gradient, what is returned can be differentiated again.
+another transform, or where an argument or something that f refers to requires a gradient, what is returned can be
+differentiated again (not under `no_grad()`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ._random import replayed
-from ._tensor import Tensor, as_data
+from ._tensor import Leaf, Tensor, as_data
 from ._tree import flatten, map_leaves
 from .device import BACKENDS
 from .errors import ArgumentError, DtypeError, MutationError, ShapeError
@@ -83,6 +84,8 @@ class _Call:
         self.result = result
         leaves, self.build_result = flatten(result)
         self.outputs = [_output(name, leaf) for leaf in leaves]
+        if not (self.plain or self.taped) and tape.enabled:
+            self.taped = _reaches_others(self.outputs, self.inputs)
 
     def pull(self, cotangents: Sequence[Any], *, taped: bool | None = None, retain: bool = True) -> list[Tensor]:
         """One gradient per input, for one cotangent per output (arrays, or Tensors where taped)."""
@@ -117,6 +120,21 @@ class _Call:
         return map_leaves(
             lambda v: v._data if isinstance(v, Tensor) and self.plain else _off_tape(v, self.taped), value
         )
+
+
+def _reaches_others(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether results depend on a leaf beside the inputs: on parameters in f's closure, say."""
+    seen = {x._node for x in inputs}
+    stack = [y._node for y in outputs if y._node is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if type(node) is Leaf:
+            return True
+        stack.extend(node.edges)
+    return False
 
 
 def _off_tape(value: Any, taped: bool) -> Any:

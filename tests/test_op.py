@@ -189,6 +189,23 @@ def test_numbers_that_the_dtype_cannot_hold_and_nothing_at_all_are_refused():
         gp.numpy.take(gp.ones(2))
 
 
+@pytest.mark.parametrize(
+    "rule, gradient, match",
+    [
+        (lambda xp, x: None, None, r"sloppy: expected the rule to return an array .* got NoneType"),
+        (lambda xp, x: [x, x], None, r"sloppy: expected the rule to return an array .* got list"),
+        (lambda xp, x: x * 2, lambda xp, dy: None, r"sloppy: expected a gradient of shape \(3,\) for 'x', got None"),
+        (lambda xp, x: x * 2, lambda xp, dy: xp.ones((7,)), r"sloppy: .*\(3,\) for 'x', got float64 \(7,\)"),
+    ],
+)
+def test_rules_that_return_what_cannot_be_used_are_named(rule, gradient, match):
+    sloppy = gp.op(rule, samples=real_line, name="sloppy")
+    if gradient:
+        sloppy.grad("x")(gradient)
+    with pytest.raises((DtypeError, ShapeError), match=match):
+        sloppy(gp.ones(3, requires_grad=True, device="cpu")).sum().backward()
+
+
 def test_ops_are_pickled_and_copied_as_themselves():
     exp = gp.numpy.exp
     assert pickle.loads(pickle.dumps(exp)) is copy.deepcopy(exp) is exp

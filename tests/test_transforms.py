@@ -75,6 +75,17 @@ def test_gradients_of_leaves_can_be_differentiated_by_backward():
         assert not gp.grad(lambda v: (v**3).sum())(x).requires_grad
 
 
+def test_gradients_reach_parameters_that_f_refers_to():
+    w, x = (gp.tensor(rng.standard_normal(3), requires_grad=k) for k in (True, False))
+    penalty = (gp.grad(lambda v: (w * v**3).sum())(x) ** 2).sum()  # sum of 9 w^2 x^4
+    penalty.backward()
+    np.testing.assert_allclose(w.grad.numpy(), 18 * w.numpy() * x.numpy() ** 4)
+    y, pullback = gp.vjp(lambda v: w * v, x)
+    assert y.requires_grad and pullback(gp.ones(3, dtype=gp.float64))[0].requires_grad
+    with gp.no_grad():
+        assert not gp.grad(lambda v: (w * v).sum())(x).requires_grad
+
+
 def test_grad_leaves_no_trace_on_others():
     w = gp.tensor([1.0, 2.0], requires_grad=True)
     gp.grad(lambda v: (w * v).sum())(np.ones(2, np.float32))
