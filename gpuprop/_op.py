@@ -572,8 +572,10 @@ def op(
             smooth=smooth,
             spelling=spelling,
         )
+    if not callable(rule):
+        raise DeclarationError(f"op: expected a function f(xp, *arrays, *, **options), got {rule!r}")
     name = name or rule.__name__.rstrip("_")
-    if samples is None:
+    if not callable(samples):
         raise DeclarationError(
             f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>"
         )

@@ -268,7 +268,9 @@ def names_device(value: Any) -> bool:
 def as_device(device: Device | str) -> Device:
     """A `Device` from its name: "cpu", "cuda", "cuda:1". Raises `DeviceError` for a name that is none."""
     if isinstance(device, Device):
-        return device
+        if device.type in ("cpu", "cuda", *_by_name):
+            return device
+        device = str(device)
     if isinstance(device, str):
         kind, colon, index = device.partition(":")
         if kind in ("cpu", "cuda", *_by_name) and (not colon or index.isdigit()):

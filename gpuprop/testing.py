@@ -9,7 +9,7 @@ import numpy as np
 
 from ._tensor import Tensor
 from .errors import DtypeError, Error
-from .tape import is_floating, walk
+from .tape import enable_grad, is_floating, walk
 
 
 class GradientCheckError(Error, AssertionError):
@@ -138,7 +138,8 @@ def check_gradients(
     real = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and is_floating(a.dtype)]
     if not real:
         raise DtypeError("check_gradients: expected at least one real argument, got none")
-    _check(f, arrays, real, order, eps, rtol, atol, rng, f"{getattr(f, '__name__', f)}")
+    with enable_grad():
+        _check(f, arrays, real, order, eps, rtol, atol, rng, f"{getattr(f, '__name__', f)}")
 
 
 def _as_float64(value: Any) -> Any:

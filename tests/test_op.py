@@ -66,6 +66,10 @@ def test_wrong_calls_name_the_op(arguments, options, error, match):
 
 
 def test_no_samples_no_op():
+    with pytest.raises(DeclarationError, match="op: expected a function"):
+        gp.op(3, samples=real_line)
+    with pytest.raises(DeclarationError, match="no samples"):
+        gp.op(lambda xp, x: x, samples=[np.ones(3)], name="unsampled")
     with pytest.raises(DeclarationError, match="no samples"):
 
         @gp.op

@@ -101,6 +101,7 @@ def test_shapes_and_values_of_creation_functions():
         (lambda: gp.zeros(2, dtype="bogus"), DtypeError, "zeros: expected a dtype"),
         (lambda: gp.ones(2).to("bogus"), DtypeError, "to: expected a dtype .*'bogus'"),
         (lambda: gp.ones(2).to(1), DtypeError, "to: expected a dtype .*1"),
+        (lambda: gp.ones(2).astype(complex), DtypeError, "astype: expected a dtype .*complex"),
         (lambda: gp.set_default_dtype("bogus"), DtypeError, "set_default_dtype: expected a dtype"),
         (lambda: gp.set_default_dtype(None), DtypeError, "set_default_dtype: expected a dtype"),
     ],
@@ -207,6 +208,8 @@ def test_devices_that_are_not_there_are_errors():
             gp.ones(2, device="cpu").cuda()
     with pytest.raises(DeviceError, match="'cpu', 'cuda'"):
         gp.ones(2, device="tpu")
+    with pytest.raises(DeviceError, match="'cpu', 'cuda'"):
+        gp.ones(2, device=gp.Device("tpu"))
 
 
 def test_protocols_refuse_what_the_tape_would_not_see():

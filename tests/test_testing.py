@@ -96,9 +96,9 @@ def test_something_real_is_needed():
 
 
 def test_lists_and_scalars_of_numpy_are_checked_too():
-    wrong = lambda x: x.detach() * x
+    wrong = gp.no_grad()(lambda x: x * x)
     for argument in ([0.5, 2.0], 0.5, np.float32(0.5)):
-        check_gradients(gp.numpy.sin, argument)
+        gp.no_grad()(check_gradients)(gp.numpy.sin, argument)
         with pytest.raises(GradientCheckError):
             check_gradients(wrong, argument)
 

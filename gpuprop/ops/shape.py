@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._op import op
-from .._tensor import Tensor, install
+from .._tensor import Tensor, as_dtype, install
 from ..device import copy_to, is_array
 from ..errors import ArgumentError, BoundsError, DtypeError, OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample, real_line
@@ -249,10 +249,7 @@ def _astype_samples(draw: Draw):
 
 
 def _astype_spelling(x: Any, dtype: Any) -> tuple[tuple, dict]:
-    try:
-        return (x,), {"dtype": np.dtype(dtype)}
-    except TypeError as error:
-        raise DtypeError(f"astype: expected a dtype, got {dtype!r}") from error
+    return (x,), {"dtype": as_dtype("astype", dtype)}
 
 
 @op(samples=_astype_samples, spelling=_astype_spelling)
