@@ -199,10 +199,12 @@ def operators(op: Op) -> tuple[Callable, Callable]:
         if isinstance(other, Tensor):
             b = other._data
             if type(b) is type(a):
-                mask = (self._node is not None) + 2 * (other._node is not None)
+                mask = 0 if self._node is None else 1
+                if other._node is not None:
+                    mask |= 2
                 return _run(op, (self, other), (a, b), options, type(a), mask, 4)
         elif type(other) in _WEAK:
-            return _run(op, (self, other), (a, other), options, type(a), self._node is not None, 4)
+            return _run(op, (self, other), (a, other), options, type(a), 0 if self._node is None else 1, 4)
         return call(op, (self, other), options)
 
     def reflected(self: Tensor, other: Any) -> Any:
@@ -216,11 +218,15 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
 
     mask: a bit for each input that needs a gradient; bit: the one above them.
     """
-    mode = tape.mode if mask else 0
-    if not mode:
-        mask = 0
-    bound = op.bound.get(kind)
-    function, residuals, plans, generic = op.bind_to(kind) if bound is None else bound
+    mode = 0
+    if mask:
+        mode = tape.mode
+        if not mode:
+            mask = 0
+    try:
+        function, residuals, plans, generic = op.bound[kind]
+    except KeyError:
+        function, residuals, plans, generic = op.bind_to(kind)
     try:
         if residuals:
             y = function(*arrays, keep=mask != 0, **options)
@@ -566,7 +572,7 @@ class _Walk:
                             gradient = gradient.astype(target.dtype)
                     except (AttributeError, TypeError, ValueError) as error:
                         raise _misfit(node, e, gradient) from error
-                    if watching or node.stack is not None:
+                    if watching:
                         _check_finite(node, e, gradient)
                     if front is None and native is None and useful is None and target not in pending:
                         front, front_dy = target, gradient
