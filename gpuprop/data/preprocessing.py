@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, OptionError
-from .table import Table
+from .table import Table, number
 
 MAX_CATEGORIES = 100  # a text column with more, or mostly with values of their own, names its rows: it teaches nothing
 MAX_INTEGER_CLASSES = 20  # an integer target with more distinct values is a quantity
+LARGEST = 1e150  # of a number: its square is finite
 TASKS = ("auto", "classification", "regression")
 
 
@@ -89,9 +90,8 @@ class Preprocessing:
             else:
                 made._fit_categories(table, name, rows)
         if not made.features:
-            raise DataError(
-                f"{table.name}: no column beside the target {target!r} can be learned from; {'; '.join(made.notes)}"
-            )
+            reasons = "; ".join(made.notes) or "there is none"
+            raise DataError(f"{table.name}: no column beside the target {target!r} can be learned from; {reasons}")
         return made
 
     def _fit_numbers(self, table: Table, name: str, rows: np.ndarray, scale: tuple[float, float] | None) -> None:
@@ -215,11 +215,17 @@ def _check_not_mixed(table: Table, name: str) -> None:
             f"{table.name}: column {name!r} holds numbers, but {_shown(value)} in {table.place(row)}; "
             "correct it, or leave it empty where the number is not known"
         )
+    if text and all("," in value and _is_number(value.replace(",", "")) for _, value in text):
+        row, value = text[0]
+        raise DataError(
+            f"{table.name}: column {name!r} holds numbers with commas, {_shown(value)} in {table.place(row)}; "
+            "write 1234.5 for them"
+        )
 
 
 def _is_number(value: str) -> bool:
     try:
-        float(value)
+        number(value)
     except ValueError:
         return False
     return True
@@ -234,12 +240,14 @@ def numbers(table: Table, name: str) -> np.ndarray:
                 raise DataError(
                     f"{table.name}: expected numbers in column {name!r}, got {_shown(value)} in {table.place(row)}"
                 )
-        values = np.array([np.nan if v is None else float(v) for v in values])
+        values = np.array([np.nan if v is None else number(v) for v in values])
     values = values.astype(np.float64)
-    infinite = np.flatnonzero(np.isinf(values))
-    if infinite.size:
+    too_large = np.flatnonzero(np.abs(values) > LARGEST)
+    if too_large.size:
+        row = too_large[0]
+        found = "infinite" if np.isinf(values[row]) else f"{values[row]:g}"
         raise DataError(
-            f"{table.name}: column {name!r} is infinite in {table.place(infinite[0])}; expected finite numbers"
+            f"{table.name}: column {name!r} is {found} in {table.place(row)}; expected numbers within {LARGEST:g}"
         )
     return values
 

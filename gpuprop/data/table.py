@@ -60,7 +60,8 @@ def read_table(path: str | Path) -> Table:
     path = Path(path)
     read = READERS.get(path.suffix.lower())
     if read is None:
-        raise DataError(f"{path}: expected a file ending in {', '.join(READERS)}, got {path.suffix or 'no ending'!r}")
+        got = repr(path.suffix) if path.suffix else "none"
+        raise DataError(f"{path}: expected a file ending in {', '.join(READERS)}, got {got}")
     if not path.is_file():
         raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a data file")
     try:
@@ -83,7 +84,8 @@ def _read_csv(path: Path) -> Table:
             file.seek(0)
             names, rows, lines = _csv_rows(path, csv.reader(file, delimiter=delimiter))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected text in UTF-8, got byte 0x{error.object[error.start]:02x}") from error
+        byte = error.object[error.start]
+        raise DataError(f"{path}: expected text in UTF-8, got byte 0x{byte:02x}; save the file as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{path}: is not a CSV file: {error}") from error
     columns = {name: _parse(cells) for name, cells in zip(names, zip(*rows, strict=True), strict=False)}
@@ -118,9 +120,16 @@ def _parse(cells: tuple[str, ...]) -> np.ndarray:
     stripped = [cell.strip() for cell in cells]
     values = [None if cell.lower() in MISSING else cell for cell in stripped]
     try:
-        return np.array([np.nan if value is None else float(value) for value in values])
+        return np.array([np.nan if value is None else number(value) for value in values])
     except ValueError:
         return np.array(values, dtype=object)
+
+
+def number(text: str) -> float:
+    """The number that a text is. Raises: ValueError for another text; "1_2", which Python reads as 12, is one."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 # --- NumPy archives -------------------------------------------------------------------------------------------------
@@ -145,7 +154,10 @@ def _read_npz(path: Path) -> Table:
             columns[name] = _column(array, path, name)
         else:
             flat = array.reshape(len(array), int(np.prod(array.shape[1:])))
-            columns.update({f"{name}_{i}": _column(flat[:, i], path, name) for i in range(flat.shape[1])})
+            for i in range(flat.shape[1]):
+                if f"{name}_{i}" in arrays:
+                    raise DataError(f"{path}: column {i} of {name!r} is named as the array '{name}_{i}'; rename one")
+                columns[f"{name}_{i}"] = _column(flat[:, i], path, name)
     return Table(columns, str(path))
 
 

@@ -72,6 +72,12 @@ def test_some_text_among_numbers_is_a_mistake():
         fitted(table(x=["1", "abc", "2.5", "3"], y=[0, 1, 0, 1]))
 
 
+@pytest.mark.parametrize("texts", [["0,5", "1,25", "2,5"], ["1,000", "2,500", "3,000,000"]])
+def test_numbers_written_with_commas_are_a_mistake(texts):
+    with pytest.raises(DataError, match="column 'x' holds numbers with commas, '.*' in row 1; write 1234.5"):
+        fitted(table(x=texts, y=[0, 1, 0]))
+
+
 def test_text_where_numbers_were_learned_from():
     made = fitted(table(x=[1.0, 2.0], y=["a", "b"]))
     with pytest.raises(DataError, match="expected numbers in column 'x', got 'abc' in row 2"):
@@ -89,6 +95,8 @@ def test_columns_that_are_missing_and_infinite_numbers():
         made.transform(table(Size=[1.0]))
     with pytest.raises(DataError, match="'size' is infinite in row 2"):
         made.transform(table(size=[1.0, np.inf]))
+    with pytest.raises(DataError, match=r"'size' is -1e\+200 in row 2; expected numbers within 1e\+150"):
+        made.transform(table(size=[1.0, -1e200]))
 
 
 @pytest.mark.parametrize(

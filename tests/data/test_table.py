@@ -24,6 +24,10 @@ def test_csv_columns_are_numbers_or_text(csv):
     assert table["note"].tolist() == [None, None, "x"]
 
 
+def test_csv_text_that_only_python_reads_as_a_number(csv):
+    assert read_table(csv("x\n1_2\n2_1\n"))["x"].tolist() == ["1_2", "2_1"]
+
+
 def test_csv_missing_numbers_are_nan(csv):
     assert np.isnan(read_table(csv("x,y\n1,NA\n2,\n3,nan\n4,5\n"))["y"]).tolist() == [True, True, True, False]
 
@@ -102,6 +106,7 @@ def test_npz_matrices_become_columns(tmp_path):
         ({"X": np.zeros((3, 2)), "y": np.zeros(())}, "one row per sample"),
         ({"X": np.zeros((0, 2)), "y": np.zeros(0)}, "has no rows"),
         ({"X": np.zeros((3, 2), complex)}, "got complex128"),
+        ({"X": np.zeros((3, 2)), "X_1": np.zeros(3)}, "column 1 of 'X' is named as the array 'X_1'"),
         ({"X": np.array([{}, []], dtype=object)}, "is not an archive of plain arrays"),
     ],
 )
