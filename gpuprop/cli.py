@@ -30,25 +30,45 @@ if TYPE_CHECKING:
     from .train.trainer import Trainer
 
 WRONG_INPUT, INTERRUPTED = 2, 130
+UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it in newer versions of typer
 
 
 class Commands(TyperGroup):
     """Says in one sentence what is wrong with the input. Any other error is ours, and keeps its traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _said_in_one_sentence():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                # Every command that uses a device says so, and why, itself.
-                warnings.filterwarnings("ignore", message="gpuprop runs on the CPU")
-                return super().invoke(ctx)
-        except (DataError, OptionError, DeviceError, CheckpointError) as error:
-            message, code = str(error), WRONG_INPUT
-        except DivergenceError as error:
-            message, code = str(error), 1
-        except OSError as error:  # no permission, no space left
-            message, code = f"{error.filename or 'output'}: {error.strerror or error}", WRONG_INPUT
-        typer.echo(f"gpuprop: {message}", err=True)
-        raise typer.Exit(code)
+        with _said_in_one_sentence(), warnings.catch_warnings():
+            # Every command that uses a device says so, and why, itself.
+            warnings.filterwarnings("ignore", message="gpuprop runs on the CPU")
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said_in_one_sentence() -> Iterator[None]:
+    try:
+        yield
+        return
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            raise
+        command = error.ctx.command_path if error.ctx else "gpuprop"
+        message, code = f"{error.format_message().rstrip('.')}; see {command} --help", WRONG_INPUT
+    except (DataError, OptionError, DeviceError, CheckpointError) as error:
+        message, code = str(error), WRONG_INPUT
+    except DivergenceError as error:
+        message, code = str(error), 1
+    except MemoryError as error:
+        message, code = f"not enough memory: {error}; use a smaller --hidden or --batch-size", WRONG_INPUT
+    except BrokenPipeError:  # whoever read the output has seen enough
+        raise
+    except OSError as error:  # no permission, no space left
+        message, code = f"{error.filename or 'output'}: {error.strerror or error}", WRONG_INPUT
+    typer.echo(f"gpuprop: {message}", err=True)
+    raise typer.Exit(code)
 
 
 app = typer.Typer(
@@ -112,18 +132,18 @@ def train(
     hidden: Annotated[str | None, _given(_N, "SIZES", "Sizes of the hidden layers.", Options.hidden)] = None,
     activation: Annotated[str | None, _choice(_N, "Activation of the hidden layers", "activation")] = None,
     norm: Annotated[str | None, _choice(_N, "Normalisation of the hidden layers", "norm")] = None,
-    dropout: Annotated[float | None, _given(_N, "P", "Share of hidden units dropped.", Options.dropout)] = None,
+    dropout: Annotated[str | None, _given(_N, "P", "Share of hidden units dropped.", Options.dropout)] = None,
     optimizer: Annotated[str | None, _choice(_T, "Optimizer", "optimizer")] = None,
-    lr: Annotated[float | None, _given(_T, "RATE", "Learning rate.", _RATES)] = None,
-    weight_decay: Annotated[float | None, _given(_T, "RATE", "Weight decay.", _DECAYS)] = None,
-    batch_size: Annotated[int | None, _given(_T, "N", "Samples per step.", "32 to 1024, by the number of rows")] = None,
-    epochs: Annotated[int | None, _given(_T, "N", "Passes over the training rows.", Options.epochs)] = None,
+    lr: Annotated[str | None, _given(_T, "RATE", "Learning rate.", _RATES)] = None,
+    weight_decay: Annotated[str | None, _given(_T, "RATE", "Weight decay.", _DECAYS)] = None,
+    batch_size: Annotated[str | None, _given(_T, "N", "Samples per step.", "32 to 1024, by the number of rows")] = None,
+    epochs: Annotated[str | None, _given(_T, "N", "Passes over the training rows.", Options.epochs)] = None,
     schedule: Annotated[str | None, _choice(_T, "How the learning rate changes", "schedule")] = None,
     patience: Annotated[
-        int | None,
+        str | None,
         _given(_T, "N", "Stop after N epochs without a lower validation loss; keep the best weights.", "off"),
     ] = None,
-    seed: Annotated[int | None, _given(_R, "N", "Decides every random number.", Options.seed)] = None,
+    seed: Annotated[str | None, _given(_R, "N", "Decides every random number.", Options.seed)] = None,
     device: Annotated[str | None, _given(_R, "NAME", "cpu, cuda, cuda:1, ...", "cuda, or else cpu")] = None,
     out: Annotated[str | None, _given(_R, "FOLDER", "New folder for the results.", "runs/<data>-<number>")] = None,
     config: Annotated[
@@ -162,9 +182,10 @@ def _start(given: dict[str, Any], stored: dict[str, Any]) -> None:
     from .train.job import prepare, start
     from .train.run import RunFolder
 
-    data = given.pop("data", None) or stored.get("data")
+    data = {"data": None, **stored, **given}["data"]
     stored.pop("data", None)
-    if not isinstance(data, str):
+    given.pop("data", None)
+    if not isinstance(data, str) or not data:
         raise OptionError("train: expected data to train on: 'digits', or a .csv, .npz or .parquet file")
     options = Options.read(stored, given)
     RunFolder.check_free(options.out)
@@ -285,10 +306,8 @@ def predict(
 
     folder = RunFolder.open(run)
     table = read_table(data)
-    if out is not None and not Path(out).parent.is_dir():
-        raise DataError(f"--out: there is no folder {Path(out).parent} to write {Path(out).name} to")
-    if out is not None and Path(out).exists() and (Path(out).is_dir() or Path(out).samefile(data)):
-        raise DataError(f"--out: {out} is {'a folder' if Path(out).is_dir() else 'the data itself'}; name a new file")
+    if out is not None:
+        _check_writable(Path(out), Path(data))
     names, rows = job.predict(folder, table)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
@@ -297,6 +316,20 @@ def predict(
     else:
         write_whole(Path(out), text.getvalue())
         typer.echo(f"{len(rows):,} predictions written to {out}")
+
+
+def _check_writable(out: Path, data: Path) -> None:
+    """Raises: DataError where predictions have no place, or would take the place of what they are made from."""
+    from .train.run import RunFolder
+
+    if not out.parent.is_dir():
+        raise DataError(f"--out: there is no folder {out.parent} to write {out.name} to")
+    if out.is_dir():
+        raise DataError(f"--out: {out} is a folder; name a new file")
+    if out.exists() and out.samefile(data):
+        raise DataError(f"--out: {out} is the data itself; name a new file")
+    if RunFolder(out.parent).owns(out):
+        raise DataError(f"--out: {out} belongs to a run, which is kept as it is; name a new file")
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import gpuprop as gp
+from gpuprop import device
 from gpuprop.cli import app
 
 ROOT = Path(gp.__file__).parent.parent
@@ -29,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="gpuprop")
 
 
 def succeed(*arguments):
@@ -298,6 +299,7 @@ def test_resume_what_lacks_only_its_results(interrupted):
         ),
         (lambda: Path("run/checkpoint.safetensors").unlink(), "checkpoint.safetensors: cannot be continued"),
         (lambda: Path("run/metrics.jsonl").unlink(), "metrics.jsonl"),
+        (lambda: Path("run/metrics.jsonl").write_text("1\n2\n"), "metrics.jsonl: expected a line for each"),
         (lambda: Path("run/config.json").write_text("{"), "config.json: cannot be read"),
         (lambda: Path("run/config.json").write_text("{}"), "config.json: is not the configuration of a run"),
         (lambda: Path("flowers.csv").write_text("size,color,y\n" + "1,red,a\n2,blue,b\n" * 20), "has changed since"),
@@ -353,6 +355,17 @@ def test_data_that_cannot_be_used(text, message):
         (["t.csv", "--batch-size", "0"], "--batch-size: expected at least 1"),
         (["t.csv", "--batch-size", "1"], "--batch-size: expected at least 2 for batch normalisation"),
         (["t.csv", "--epochs", "0"], "--epochs"),
+        (["t.csv", "--epochs", "1.5"], "--epochs: expected a whole number, got '1.5'"),
+        (["t.csv", "--lr", "fast"], "--lr: expected a number, got 'fast'"),
+        (["t.csv", "--hidden", "8,0"], "--hidden: expected layer sizes from 1 to 1,048,576, got 8,0"),
+        (["t.csv", "--hidden", "9" * 30], "--hidden: expected layer sizes"),
+        (["t.csv", "--hidden", "1000000,1000000,1000000"], "not enough memory"),
+        (["t.csv", "--target", ""], "--target: expected text"),
+        (["t.csv", "--out", ""], "--out: expected text"),
+        (["t.csv", "--lr"], "--lr"),
+        (["t.csv", "--nothing"], "--nothing; see gpuprop train --help"),
+        (["t.csv", "more"], "more"),
+        ([""], "expected data to train on"),
         (["t.csv", "--hidden", "a,b"], "--hidden"),
         (["t.csv", "--dropout", "1"], "--dropout"),
         (["t.csv", "--activation", "geluu"], "did you mean 'gelu'"),
@@ -361,6 +374,7 @@ def test_data_that_cannot_be_used(text, message):
         (["t.csv", "--out", "full"], "full: exists already"),
         (["t.csv", "--config", "none.toml"], "none.toml: no such file"),
         (["t.csv", "--config", "t.csv"], "cannot be read as TOML"),
+        (["t.csv", "--config", "full"], "full: cannot be read: Is a directory"),
         (["--config", "typo.toml"], "'lerning-rate' is no option"),
         (["--epochs", "3"], "expected data to train on"),
         (["--resume", "none"], "no such run folder"),
@@ -382,15 +396,24 @@ def test_table_without_a_usual_target(houses):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "digits", "--lr", "fast"], ["train", "digits", "--nothing"], ["nothing"]]
+    ("arguments", "message"),
+    [
+        (["nothing"], "No such command 'nothing'; see gpuprop --help"),
+        (["--nothing"], "No such option: --nothing; see gpuprop --help"),
+        (["predict", "run"], "; see gpuprop predict --help"),
+        (["doctor", "more"], "; see gpuprop doctor --help"),
+    ],
 )
-def test_usage_errors_of_the_command_line(arguments):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert not Path("runs").exists()
+def test_usage_errors_of_the_command_line(arguments, message):
+    assert message in refuse(*arguments)
 
 
-def test_predictions_that_cannot_be_made(flowers):
+@pytest.mark.parametrize("command", [[], ["train"], ["predict"]])
+def test_command_alone_shows_its_help(command):
+    assert "--help" in run(*command).output
+
+
+def test_predictions_that_cannot_be_made(flowers, here, monkeypatch):
     succeed("train", flowers, *QUICK, "--target", "y", "--out", "run")
     write("short.csv", [("red",)], "color")
     write("wrong.csv", [("x", "red")], "size,color")
@@ -400,6 +423,13 @@ def test_predictions_that_cannot_be_made(flowers):
     assert "no such file" in refuse("predict", "run", "none.csv")
     assert "is the data itself" in refuse("predict", "run", flowers, "--out", flowers)
     assert "there is no folder" in refuse("predict", "run", flowers, "--out", "none/p.csv")
+    assert "run is a folder" in refuse("predict", "run", flowers, "--out", "run")
+    assert "belongs to a run" in refuse("predict", "run", flowers, "--out", "run/model.safetensors")
+    monkeypatch.setattr(device, "_default", None)
+    monkeypatch.setenv("GPUPROP_DEVICE", "gpu")
+    assert refuse("predict", "run", flowers).startswith("gpuprop: device: expected 'cpu', 'cuda'")
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
     Path("run/model.safetensors").write_bytes(b"damaged")
     assert "no model that can be read" in refuse("predict", "run", flowers)
 

@@ -202,9 +202,10 @@ def predict(folder: RunFolder, table: Table) -> tuple[list[str], list[list[Any]]
         raise DataError(
             f"{folder.path}: has no trained model yet; finish it with: gpuprop train --resume {folder.path}"
         )
+    device = default_device()
     try:
         preprocessing = Preprocessing.from_json(config["preprocessing"])
-        model = MLP(**config["network"])
+        model = MLP(**config["network"], device=device)
         model.load_state_dict(load(folder.model))
     except (Error, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder.path}: holds no model that can be read: {error}") from error

@@ -16,6 +16,7 @@ from ..errors import DataError, OptionError, did_you_mean
 from ..optim import lr_scheduler as schedules
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "leaky_relu", "softplus", "mish")
+WIDEST = 2**20  # units of a hidden layer
 NORMS = ("batch", "layer", "rms", "none")
 
 
@@ -91,7 +92,8 @@ class Options:
         for name, (allowed, expected) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not allowed(value):
-                raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {value}")
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {shown}")
 
     @classmethod
     def read(cls, *sources: dict[str, Any]) -> Options:
@@ -130,7 +132,7 @@ CHOICES = {
 }
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "hidden": (lambda sizes: all(n >= 1 for n in sizes), "layer sizes of at least 1"),
+    "hidden": (lambda sizes: all(1 <= n <= WIDEST for n in sizes), f"layer sizes from 1 to {WIDEST:,}"),
     "dropout": (lambda p: 0 <= p < 1, "a number from 0 to below 1"),
     "lr": (lambda lr: 0 < lr < math.inf, "a number above 0"),
     "weight_decay": (lambda w: 0 <= w < math.inf, "a number of at least 0"),
@@ -159,7 +161,7 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         raise ValueError
     return value
 
@@ -199,7 +201,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         stored = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a configuration in TOML") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
     known = ["data", *(field.name for field in dataclasses.fields(Options))]
     found = {}

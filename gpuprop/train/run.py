@@ -64,10 +64,15 @@ class RunFolder:
         """A folder that holds a run. Raises: DataError."""
         run = cls(Path(path))
         if not run.path.is_dir():
-            raise DataError(f"{path}: no such run folder")
+            raise DataError(f"{run.path}: no such run folder")
         if not run.config.is_file():
-            raise DataError(f"{path}: is not a run folder: it has no config.json")
+            raise DataError(f"{run.path}: is not a run folder: it has no config.json")
         return run
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file in this folder is one of the run's own."""
+        files = (self.config, self.checkpoint, self.metrics, self.model, self.summary, self.curves)
+        return self.config.is_file() and path.name in [file.name for file in files]
 
     def discard(self) -> None:
         """Removes the folder of a run that could not start."""
@@ -95,7 +100,7 @@ class RunFolder:
             rows = [json.loads(line) for line in lines]
         except (OSError, ValueError) as error:
             raise DataError(f"{self.metrics}: cannot be read: {error}") from error
-        if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
+        if [isinstance(row, dict) and row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
             raise DataError(f"{self.metrics}: expected a line for each of {epochs} epochs; the run cannot be continued")
         return rows
 
