@@ -34,7 +34,7 @@ def reduced_size(shape, axis):
 
 def expanded(xp, dy, shape, axis, keepdims):
     """A reduction's result or cotangent with the reduced axes back, of length 1, so that it broadcasts to `shape`."""
-    if keepdims or not shape:
+    if keepdims or axis is None or not shape:
         return dy
     axes = reduced_axes(shape, axis)
     return xp.reshape(dy, tuple(1 if i in axes else n for i, n in enumerate(shape)))
