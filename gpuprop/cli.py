@@ -56,7 +56,7 @@ def _said_in_one_sentence() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             raise
         command = error.ctx.command_path if error.ctx else "gpuprop"
-        message, code = f"{error.format_message().rstrip('.')}; see {command} --help", WRONG_INPUT
+        message, code = f"{error.format_message().rstrip('.')} (see {command} --help)", WRONG_INPUT
     except (DataError, OptionError, DeviceError, CheckpointError) as error:
         message, code = str(error), WRONG_INPUT
     except DivergenceError as error:
@@ -98,7 +98,10 @@ def gpuprop(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Train neural networks on tables of data, on a GPU where there is one and on the CPU where there is none."""
+    """Train neural networks on tables of data, on a GPU where there is one and on the CPU where there is none.
+
+    Start with: gpuprop train digits
+    """
 
 
 # --- train ----------------------------------------------------------------------------------------------------------
@@ -129,7 +132,9 @@ def train(
     ] = None,
     target: Annotated[str | None, _given(_D, "COLUMN", "Column to predict.", "y")] = None,
     task: Annotated[str | None, _choice(_D, "What the target is", "task")] = None,
-    hidden: Annotated[str | None, _given(_N, "SIZES", "Sizes of the hidden layers.", Options.hidden)] = None,
+    hidden: Annotated[
+        str | None, _given(_N, "SIZES", "Sizes of the hidden layers; '' for none.", Options.hidden)
+    ] = None,
     activation: Annotated[str | None, _choice(_N, "Activation of the hidden layers", "activation")] = None,
     norm: Annotated[str | None, _choice(_N, "Normalisation of the hidden layers", "norm")] = None,
     dropout: Annotated[str | None, _given(_N, "P", "Share of hidden units dropped.", Options.dropout)] = None,

@@ -363,7 +363,7 @@ def test_data_that_cannot_be_used(text, message):
         (["t.csv", "--target", ""], "--target: expected text"),
         (["t.csv", "--out", ""], "--out: expected text"),
         (["t.csv", "--lr"], "--lr"),
-        (["t.csv", "--nothing"], "--nothing; see gpuprop train --help"),
+        (["t.csv", "--nothing"], "--nothing (see gpuprop train --help)"),
         (["t.csv", "more"], "more"),
         ([""], "expected data to train on"),
         (["t.csv", "--hidden", "a,b"], "--hidden"),
@@ -398,10 +398,10 @@ def test_table_without_a_usual_target(houses):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "No such command 'nothing'; see gpuprop --help"),
-        (["--nothing"], "No such option: --nothing; see gpuprop --help"),
-        (["predict", "run"], "; see gpuprop predict --help"),
-        (["doctor", "more"], "; see gpuprop doctor --help"),
+        (["nothing"], "No such command 'nothing' (see gpuprop --help)"),
+        (["--nothing"], "No such option: --nothing (see gpuprop --help)"),
+        (["predict", "run"], "(see gpuprop predict --help)"),
+        (["doctor", "more"], "(see gpuprop doctor --help)"),
     ],
 )
 def test_usage_errors_of_the_command_line(arguments, message):
