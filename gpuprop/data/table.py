@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import DataError, did_you_mean
 
+TRUTH = {"true": True, "false": False}  # in lower case
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # in lower case
 DELIMITERS = ",;\t"
 
@@ -116,13 +117,17 @@ def _csv_rows(path: Path, reader: Any) -> tuple[list[str], list[list[str]], list
 
 
 def _parse(cells: tuple[str, ...]) -> np.ndarray:
-    """Numbers where every value that is there is one, else text."""
+    """Numbers where every value that is there is one; truth values likewise, as numbers if any is missing; else text."""
     stripped = [cell.strip() for cell in cells]
     values = [None if cell.lower() in MISSING else cell for cell in stripped]
     try:
         return np.array([np.nan if value is None else number(value) for value in values])
     except ValueError:
-        return np.array(values, dtype=object)
+        pass
+    if {value.lower() for value in values if value is not None} <= TRUTH.keys():
+        truths = [np.nan if value is None else TRUTH[value.lower()] for value in values]
+        return np.array(truths)  # of truth values, or of numbers where one is missing
+    return np.array(values, dtype=object)
 
 
 def number(text: str) -> float:

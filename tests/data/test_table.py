@@ -24,6 +24,13 @@ def test_csv_columns_are_numbers_or_text(csv):
     assert table["note"].tolist() == [None, None, "x"]
 
 
+def test_csv_truth_values_are_as_in_the_other_formats(csv):
+    table = read_table(csv("x,y,z\nTrue,true,true\nFALSE,,maybe\n"))
+    assert (table["x"].dtype, table["x"].tolist()) == (bool, [True, False])
+    np.testing.assert_array_equal(table["y"], [1, np.nan])
+    assert table["z"].tolist() == ["true", "maybe"]
+
+
 def test_csv_text_that_only_python_reads_as_a_number(csv):
     assert read_table(csv("x\n1_2\n2_1\n"))["x"].tolist() == ["1_2", "2_1"]
 
