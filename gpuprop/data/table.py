@@ -54,7 +54,7 @@ def read_table(path: str | Path) -> Table:
 
     .csv      a header line with the columns' names, values separated by commas, semicolons or tabs; UTF-8
     .npz      arrays (N,) are columns under their names; arrays (N, ...) become columns <name>_0, <name>_1, ...
-    .parquet  numbers, truth values and text; needs pyarrow
+    .parquet  numbers, truth values, text, and dates as text; needs pyarrow
 
     Raises: DataError for a file that is missing, empty or not what its ending says, saying where.
     """
@@ -212,6 +212,8 @@ def _from_arrow(column: Any, path: Path, name: str) -> np.ndarray:
         column = column.cast(column.type.value_type)
     if kinds.is_decimal(column.type) or kinds.is_null(column.type):
         column = column.cast(pyarrow.float64())
+    if kinds.is_date(column.type) or kinds.is_timestamp(column.type):  # text, as in a .csv
+        column = column.cast(pyarrow.string())
     if kinds.is_boolean(column.type) and column.null_count:
         column = column.cast(pyarrow.int8())
     known: tuple[Callable[[Any], bool], ...] = (

@@ -1,5 +1,7 @@
 """Reading tables: what the three formats give, and what is said about a file that cannot be used."""
 
+import datetime
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,7 @@ def test_parquet(tmp_path):
         "b": [True, False, True],
         "t": ["a", None, "b"],
         "d": ["u", "v", "u"],
+        "day": [datetime.date(2024, 2, 29), None, datetime.date(2024, 3, 1)],
     }
     table = arrow.table(columns)
     table = table.set_column(4, "d", table["d"].dictionary_encode())
@@ -151,6 +154,7 @@ def test_parquet(tmp_path):
     np.testing.assert_array_equal(read["i"], [1, np.nan, 3])
     np.testing.assert_array_equal(read["f"], [0.5, 1.5, np.nan])
     assert read["b"].dtype == bool
+    assert read["day"].tolist() == ["2024-02-29", None, "2024-03-01"]
     assert (read["t"].tolist(), read["d"].tolist()) == (["a", None, "b"], ["u", "v", "u"])
 
 
