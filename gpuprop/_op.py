@@ -278,14 +278,14 @@ class Op:
         """Where this op's implementation for NumPy is bound."""
         return self._slots["cpu"]
 
+    @cpu.setter
+    def cpu(self, implementation: Any) -> None:
+        self._bind("cpu", implementation)
+
     @property
     def cuda(self) -> Slot:
         """Where this op's implementation for CUDA is bound: `op.cuda = elementwise("activations.cu", "Silu")`."""
         return self._slots["cuda"]
-
-    @cpu.setter
-    def cpu(self, implementation: Any) -> None:
-        self._bind("cpu", implementation)
 
     @cuda.setter
     def cuda(self, implementation: Any) -> None:

@@ -347,7 +347,7 @@ class Tensor:
     def tolist(self) -> Any:
         return self._peek().tolist()
 
-    def __bool__(self) -> bool:
+    def __bool__(self):
         if self._data.size != 1:
             raise ShapeError(f"bool: expected one element, got shape {self.shape}; use .any() or .all()")
         return bool(self.item())
@@ -355,10 +355,10 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
-    def __int__(self) -> int:
+    def __int__(self):
         return int(self.item())
 
-    def __index__(self) -> int:
+    def __index__(self):
         if self._data.dtype.kind not in "iu" or self._data.ndim:
             raise DtypeError(f"index: expected a 0-d integer tensor, got {self.dtype} {self.shape}")
         return int(self.item())
@@ -366,7 +366,7 @@ class Tensor:
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec and self._data.size == 1 else format(str(self), spec)
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: Any):
         return bool((self == value).any())
 
     def _forbid_hidden_exit(self, protocol: str) -> None:
@@ -462,7 +462,7 @@ class Tensor:
         state = (self._peek(), str(self.device), self.requires_grad, grad._peek() if grad is not None else None)
         return _rebuild, (type(self), *state)
 
-    def _restore(self, data: Any, requires_grad: bool) -> None:
+    def _restore(self, data: Any, requires_grad: Any) -> None:
         """Fills a new, empty object; subclasses say where their memory lives."""
         Tensor.__init__(self, data)
         self.requires_grad_(requires_grad)
@@ -577,7 +577,7 @@ class Tensor:
             raise ShapeError(f"t[i] = v: {error}; the tensor has shape {self.shape}") from error
         self._changed()
 
-    def __hash__(self) -> int:
+    def __hash__(self):
         return id(self)
 
 
@@ -593,7 +593,7 @@ def destination(args: tuple, device: Any = None, dtype: Any = None) -> tuple[Dev
     return None if device is None else require(device), None if dtype is None else np.dtype(dtype)
 
 
-def _rebuild(kind: type, host: np.ndarray, device: str, requires_grad: bool, grad: np.ndarray | None) -> Tensor:
+def _rebuild(kind: Any, host: np.ndarray, device: str, requires_grad: bool, grad: np.ndarray | None) -> Tensor:
     made = kind.__new__(kind)
     made._restore(copy_to(host.copy(), device), requires_grad)
     if grad is not None:

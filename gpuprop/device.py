@@ -70,7 +70,7 @@ class Backend:
     array_type: type = np.ndarray
 
     def __init__(self) -> None:
-        self.xp: Any = Namespace(
+        xp: Any = Namespace(
             "gpuprop.host",
             np,
             {
@@ -81,7 +81,8 @@ class Backend:
                 "philox": "gpuprop._philox:host_words",
             },
         )
-        self.xp.report_if = self.report_if
+        xp.report_if = self.report_if
+        self.xp = xp
 
     def device_of(self, array: Any) -> Device:
         return CPU

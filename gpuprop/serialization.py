@@ -58,13 +58,17 @@ def load(path: str | os.PathLike, *, device: Device | str = "cpu") -> Any:
     """
     source = Path(path)
     if not source.is_file():
-        raise CheckpointError(f"load: expected a file, got {source}, which {'is a folder' if source.is_dir() else 'does not exist'}")
+        raise CheckpointError(
+            f"load: expected a file, got {source}, which {'is a folder' if source.is_dir() else 'does not exist'}"
+        )
     try:
         with safe_open(source, framework="np") as file:
             text = (file.metadata() or {}).get(KEY)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"load: expected a safetensors file, got {source}: {error}; it is damaged, or of another kind") from error
+        raise CheckpointError(
+            f"load: expected a safetensors file, got {source}: {error}; it is damaged, or of another kind"
+        ) from error
     if text is None:
         return {name: Tensor(copy_to(array, device)) for name, array in arrays.items()}
     try:
@@ -72,7 +76,9 @@ def load(path: str | os.PathLike, *, device: Device | str = "cpu") -> Any:
         found = layout["format"]
         state = _unpack(layout["state"], arrays, device) if found == FORMAT else None
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"load: expected a layout under {KEY!r} in the metadata of {source}, got one that is damaged: {error!r}") from error
+        raise CheckpointError(
+            f"load: expected a layout under {KEY!r} in {source}, got a damaged one: {error!r}"
+        ) from error
     if found != FORMAT:
         raise CheckpointError(f"load: expected format {FORMAT}, got {found} in {source}; a later gpuprop wrote it")
     return state

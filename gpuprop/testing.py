@@ -144,7 +144,7 @@ def check_gradients(
 def _as_float64(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.numpy()
-    if isinstance(value, float):
+    if isinstance(value, (float, list)):
         value = np.asarray(value)
     if isinstance(value, np.ndarray) and is_floating(value.dtype):
         return value.astype(np.float64)

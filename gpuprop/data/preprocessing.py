@@ -268,11 +268,8 @@ def _missing_target(table: Table, target: str, rows: np.ndarray) -> DataError:
 def _labels(table: Table, target: str) -> list[Any]:
     """The target's labels as text, truth values or numbers; whole numbers as integers."""
     values = table[target]
-    if values.dtype == object:
-        missing = np.flatnonzero([v is None for v in values])
-    else:
-        missing = np.flatnonzero(~np.isfinite(values))
-    if missing.size:
+    absent = np.equal(values, None) if values.dtype == object else ~np.isfinite(values)
+    if (missing := np.flatnonzero(absent)).size:
         raise _missing_target(table, target, missing)
     if values.dtype == np.float64:
         return [int(v) if v.is_integer() else v for v in values.tolist()]

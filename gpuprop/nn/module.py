@@ -42,9 +42,9 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         before = self.__dict__.get(name)
         if before is not None and value is not None:
-            kind = Parameter if isinstance(before, Parameter) else Module if isinstance(before, Module) else None
-            kind = Tensor if kind is None and name in self._buffer_names() else kind
-            if kind is not None and not isinstance(value, kind):
+            kinds = [kind for kind in (Parameter, Module) if isinstance(before, kind)]
+            kind: type = kinds[0] if kinds else Tensor if name in self._buffer_names() else object
+            if not isinstance(value, kind):
                 # It would vanish from the state and from the optimizer's sight, which nobody would notice.
                 raise ArgumentError(
                     f"{type(self).__name__}.{name}: expected a {kind.__name__} or None, got {type(value).__name__}; "
@@ -67,7 +67,9 @@ class Module:
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Assigns a parameter; None says that there might be one."""
         if parameter is not None and not isinstance(parameter, Parameter):
-            raise ArgumentError(f"register_parameter: expected a Parameter or None for {name!r}, got {type(parameter).__name__}")
+            raise ArgumentError(
+                f"register_parameter: expected a Parameter or None for {name!r}, got {type(parameter).__name__}"
+            )
         self._check_name(name)
         setattr(self, name, parameter)
 
@@ -116,19 +118,25 @@ class Module:
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
         """The parameters with dotted names; one that is tied comes once."""
-        return self._tensors(prefix, recurse, remove_duplicate, lambda m: (k for k, v in m.items() if isinstance(v, Parameter)))
+        return self._tensors(
+            prefix, recurse, remove_duplicate, lambda m: (k for k, v in m.items() if isinstance(v, Parameter))
+        )
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """The buffers with dotted names."""
         return self._tensors(prefix, recurse, remove_duplicate, lambda m: m.get("_buffers", ()))
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         return (b for _, b in self.named_buffers(recurse=recurse))
 
-    def _tensors(self, prefix: str, recurse: bool, once: bool, names: Callable[[dict], Any]) -> Iterator[tuple[str, Any]]:
+    def _tensors(
+        self, prefix: str, recurse: bool, once: bool, names: Callable[[dict], Any]
+    ) -> Iterator[tuple[str, Any]]:
         seen = set()
         for path, module in self.named_modules(prefix, remove_duplicate=once) if recurse else [(prefix, self)]:
             for name in names(module.__dict__):
@@ -278,4 +286,3 @@ class Module:
         lines += [f"({name}): {child!r}" for name, child in children]
         body = "\n".join(lines).replace("\n", "\n  ")
         return f"{type(self).__name__}(\n  {body}\n)"
-

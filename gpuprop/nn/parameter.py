@@ -22,7 +22,9 @@ from ..device import Device, backend_for, copy_to, device_of, device_scope, requ
 
 ALIGNMENT = 128  # bytes: full cache lines for the vector units of a CPU, the fast path of cuBLASLt on a GPU
 SMALL = 256 * 1024  # bytes of the chunks that small parameters share
-OWN_CHUNK = SMALL // 8  # bytes from which a parameter that fits nowhere gets a chunk of its own: wastes at most this much
+OWN_CHUNK = (
+    SMALL // 8
+)  # bytes from which a parameter that fits nowhere gets a chunk of its own: wastes at most this much
 
 
 def flat_zeros(count: int, dtype: Any, device: Device) -> Any:
@@ -34,7 +36,9 @@ def flat_zeros(count: int, dtype: Any, device: Device) -> Any:
         memory = xp.zeros(count + spare, dtype)
     if type(memory) is not np.ndarray:  # CuPy's pool aligns to 512 bytes
         return memory[:count]
-    skip = -memory.ctypes.data % ALIGNMENT // dtype.itemsize  # misaligned, an Adam step of 9,000 elements takes 15 % longer
+    skip = (
+        -memory.ctypes.data % ALIGNMENT // dtype.itemsize
+    )  # misaligned, an Adam step of 9,000 elements takes 15 % longer
     return memory[skip : skip + count]
 
 

@@ -35,14 +35,13 @@ def clip_grad_norm_(
     backend = BACKENDS[type(parts[0])]
     with backend.scope(place):
         total = backend.xp.stack(parts)
-        if norm_type == inf:
-            total = total.max()
-        else:
-            total = backend.xp.sqrt(total.sum()) if norm_type == 2 else total.sum() ** (1.0 / norm_type)
+        total = total.max() if norm_type == inf else total.sum() ** (1.0 / norm_type)
         norm = Tensor(_array(total))
         scale = _array(backend.xp.minimum(max_norm / (total + 1e-6), 1.0))
     if error_if_nonfinite and not isfinite(norm.item()):
-        raise AnomalyError(f"clip_grad_norm_: expected a finite norm, got {norm.item()}; gp.detect_anomaly() finds the cause")
+        raise AnomalyError(
+            f"clip_grad_norm_: expected a finite norm, got {norm.item()}; gp.detect_anomaly() finds the cause"
+        )
     for g in gradients:
         own = BACKENDS[type(g.data)]
         with own.scope(g.device):

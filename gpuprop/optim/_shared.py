@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,6 @@ def not_nothing(eps: float, blocks: list[tuple]) -> float:
     return max(eps, _smallest(blocks[0][0].dtype)) if blocks else eps
 
 
-@lru_cache(maxsize=None)
+@cache
 def _smallest(dtype: Any) -> float:
     return float(np.finfo(dtype if dtype.kind == "f" else np.float32).tiny)  # bfloat16 has the range of float32

@@ -29,7 +29,9 @@ class Adagrad(Optimizer):
         maximize: bool = False,
     ):
         options = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**options, "initial_accumulator_value": initial_accumulator_value, "maximize": maximize})
+        super().__init__(
+            params, {**options, "initial_accumulator_value": initial_accumulator_value, "maximize": maximize}
+        )
 
     def check(self, group: dict[str, Any]) -> None:
         not_negative("Adagrad", group, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")

@@ -26,7 +26,9 @@ class LRScheduler:
             if last_epoch == -1:
                 group.setdefault("initial_lr", group["lr"])
             elif "initial_lr" not in group:
-                raise OptionError(f"{type(self).__name__}: expected 'initial_lr' in every group to go on at {last_epoch}, got a new optimizer")
+                raise OptionError(
+                    f"{type(self).__name__}: expected 'initial_lr' in every group to go on at {last_epoch}, got none"
+                )
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
         self._last_lr = self.base_lrs if last_epoch == -1 else [group["lr"] for group in optimizer.param_groups]
@@ -65,7 +67,11 @@ class LRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and functions."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("optimizer", "lr_lambdas", "schedulers")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("optimizer", "lr_lambdas", "schedulers")
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where another schedule of the same kind stood. The rates themselves come with the optimizer's state."""
@@ -76,7 +82,10 @@ class LambdaLR(LRScheduler):
     """lr(t) = base * f(t), with one function for all groups or one for each."""
 
     def __init__(
-        self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1,
     ):
         count = len(optimizer.param_groups)
         self.lr_lambdas = [lr_lambda] * count if callable(lr_lambda) else list(lr_lambda)
@@ -240,7 +249,9 @@ class OneCycleLR(LRScheduler):
 class SequentialLR(LRScheduler):
     """One schedule after another: the k-th, from its own step 0, from milestones[k - 1] on. For a warm-up before another schedule."""
 
-    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1):
+    def __init__(
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
+    ):
         self.schedulers, self.milestones = list(schedulers), list(milestones)
         if len(self.milestones) != len(self.schedulers) - 1:
             raise OptionError(
@@ -248,7 +259,9 @@ class SequentialLR(LRScheduler):
             )
         for scheduler in self.schedulers:
             if not isinstance(scheduler, LRScheduler) or scheduler.optimizer is not optimizer:
-                raise OptionError("SequentialLR: expected schedules of the same optimizer, and none that waits for a metric")
+                raise OptionError(
+                    "SequentialLR: expected schedules of the same optimizer, and none that waits for a metric"
+                )
         if last_epoch == -1:  # making them has set the rate to what the last of them begins with
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"]
@@ -306,7 +319,9 @@ class ReduceLROnPlateau:
         count = len(optimizer.param_groups)
         self.min_lrs = list(min_lr) if isinstance(min_lr, Sequence) else [min_lr] * count
         if len(self.min_lrs) != count:
-            raise OptionError(f"ReduceLROnPlateau: expected {count} values of min_lr, one per group, got {len(self.min_lrs)}")
+            raise OptionError(
+                f"ReduceLROnPlateau: expected {count} values of min_lr, one per group, got {len(self.min_lrs)}"
+            )
         self.optimizer = optimizer
         self.mode, self.factor, self.patience, self.cooldown, self.eps = mode, factor, patience, cooldown, eps
         self.threshold, self.threshold_mode = threshold, threshold_mode

@@ -44,7 +44,9 @@ class Table(NamedTuple):
 
     names: tuple[str, ...]
     runs: list[Run]
-    flat: list[tuple[Tensor, Any, Any, Any]]  # parameters in the runs: (parameter, its leaf, its array, its gradient's array)
+    flat: list[
+        tuple[Tensor, Any, Any, Any]
+    ]  # parameters in the runs: (parameter, its leaf, its array, its gradient's array)
     loose: list[Tensor]  # parameters whose values or gradient the user put elsewhere
     absent: list[Tensor]  # parameters without a gradient
 
@@ -54,7 +56,9 @@ class Table(NamedTuple):
             grad = leaf.grad
             if grad is None or grad._data is not gradient or p._data is not array:
                 return False
-        return all(p.grad is None for p in self.absent) and all(p.grad is not None and not lies_flat(p) for p in self.loose)
+        return all(p.grad is None for p in self.absent) and all(
+            p.grad is not None and not lies_flat(p) for p in self.loose
+        )
 
 
 class Optimizer:
@@ -71,7 +75,9 @@ class Optimizer:
         self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._forget_places()
         if isinstance(params, (Tensor, str)) or not isinstance(params, Iterable):
-            raise ArgumentError(f"{self._name}: expected a list of parameters, got {type(params).__name__}; use model.parameters()")
+            raise ArgumentError(
+                f"{self._name}: expected a list of parameters, got {type(params).__name__}; use model.parameters()"
+            )
         given = list(params)
         if not given:
             raise OptionError(f"{self._name}: expected at least one parameter, got an empty list")
@@ -157,7 +163,9 @@ class Optimizer:
         for name in names:
             for strip in strips(p for p in flat if not self._is_placed(p, name)):
                 first = strip[0].segment.start
-                self._place(strip, name, [p.segment.start - first for p in strip], strip[-1].segment.stop - first, group)
+                self._place(
+                    strip, name, [p.segment.start - first for p in strip], strip[-1].segment.stop - first, group
+                )
             for p in loose:
                 if not self._is_placed(p, name):
                     self._place([p], name, [0], p.size, group)
@@ -248,9 +256,13 @@ class Optimizer:
         known = {id(p) for other in self.param_groups for p in other["params"]}
         for p in params:
             if not isinstance(p, Tensor):
-                raise ArgumentError(f"{self._name}: expected parameters, got {type(p).__name__}; use model.parameters()")
+                raise ArgumentError(
+                    f"{self._name}: expected parameters, got {type(p).__name__}; use model.parameters()"
+                )
             if not p.is_leaf:
-                raise OptionError(f"{self._name}: expected leaves, got a result of {p.grad_fn.name}; pass what it was computed from")
+                raise OptionError(
+                    f"{self._name}: expected leaves, got a result of {p.grad_fn.name}; pass what it was computed from"
+                )
             if id(p) in known:
                 raise OptionError(f"{self._name}: expected each parameter once, got one of shape {p.shape} twice")
             known.add(id(p))
@@ -264,7 +276,10 @@ class Optimizer:
         params = [p for group in self.param_groups for p in group["params"]]
         position = {id(p): i for i, p in enumerate(params)}
         groups = [{**group, "params": [position[id(p)] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {i: dict(self.state[p]) for i, p in enumerate(params) if self.state.get(p)}, "param_groups": groups}
+        return {
+            "state": {i: dict(self.state[p]) for i, p in enumerate(params) if self.state.get(p)},
+            "param_groups": groups,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a copy of another optimizer's state and options, for parameters of the same shapes in the same order.
@@ -288,7 +303,9 @@ class Optimizer:
                 elif value is not None:
                     array = np.asarray(value) if not isinstance(value, Tensor) else value.data
                     if array.shape != p.shape:
-                        raise CheckpointError(f"load_state_dict: expected {name!r} of shape {p.shape}, got {array.shape}")
+                        raise CheckpointError(
+                            f"load_state_dict: expected {name!r} of shape {p.shape}, got {array.shape}"
+                        )
                     with device_scope(p.device):
                         state[name] = Tensor(copy_to(array, p.device).astype(p.dtype, copy=True))
         for group, other in zip(self.param_groups, groups):
@@ -297,7 +314,11 @@ class Optimizer:
         self._forget_places()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_places", "_tables", "_scratch")  # follow from the rest, and refer to memory that a copy does not share
+        private = (
+            "_places",
+            "_tables",
+            "_scratch",
+        )  # follow from the rest, and refer to memory that a copy does not share
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

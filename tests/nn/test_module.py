@@ -130,7 +130,12 @@ def test_state_that_does_not_fit_changes_nothing():
     before = [p.tolist() for p in net.parameters()]
     with pytest.raises(CheckpointError) as caught:
         net.load_state_dict(state)
-    for part in ("Net: first.weight expected (4, 3), got (3, 4)", "missing scale", "unexpected third.weight", "strict=False"):
+    for part in (
+        "Net: first.weight expected (4, 3), got (3, 4)",
+        "missing scale",
+        "unexpected third.weight",
+        "strict=False",
+    ):
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match="first.weight expected"):
         net.load_state_dict(state, strict=False)
@@ -188,9 +193,9 @@ def test_copies_keep_ties(copied):
 def test_a_model_frees_itself():
     gc.disable()
     try:
-        net = Net()
-        net(gp.ones(2, 3)).sum().backward()
-        chunk, model = weakref.ref(net.scale.segment.chunk), weakref.ref(net)
+        net = gp.nn.Linear(400, 300)  # large enough for a chunk that no other module shares
+        net(gp.ones(2, 400)).sum().backward()
+        chunk, model = weakref.ref(net.weight.segment.chunk), weakref.ref(net)
         del net
         assert model() is None and chunk() is None
     finally:

@@ -27,7 +27,10 @@ def a_thread_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_small_parameters_are_aligned_neighbours(dtype):
-    values = [np.arange(n, dtype=dtype).reshape(shape) for n, shape in [(6, (2, 3)), (5, (5,)), (1, ()), (0, (0, 4)), (40, (40,))]]
+    values = [
+        np.arange(n, dtype=dtype).reshape(shape)
+        for n, shape in [(6, (2, 3)), (5, (5,)), (1, ()), (0, (0, 4)), (40, (40,))]
+    ]
     parameters = [Parameter(v) for v in values]
     for p, v in zip(parameters, values):
         assert p.shape == v.shape and p.dtype == dtype and p.requires_grad and p.is_leaf
@@ -138,11 +141,10 @@ def test_moving_keeps_the_object_and_its_gradient(device):
 
 def test_it_copies_its_data():
     array = np.ones(3, np.float32)
-    t = gp.Tensor(array)
-    for p in (Parameter(array), Parameter(t), Parameter([1.0, 1.0, 1.0])):
-        array[0] = 5.0
-        assert p.dtype == np.float32 and p.tolist() == [1.0, 1.0, 1.0] or p.tolist() == [5.0, 1.0, 1.0]
-        assert not np.shares_memory(p.data, array)
+    parameters = [Parameter(array), Parameter(gp.Tensor(array)), Parameter([1.0, 1.0, 1.0])]
+    array[0] = 5.0
+    for p in parameters:
+        assert p.dtype == np.float32 and p.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_only_real_numbers_have_gradients():

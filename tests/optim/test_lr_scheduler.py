@@ -33,7 +33,9 @@ FORMULAS = [
     (lambda o: schedules.CosineAnnealingLR(o, 5), lambda t: 0.5 + 0.5 * cos(pi * t / 5)),
     (lambda o: schedules.LambdaLR(o, lambda t: 1 / (1 + t)), lambda t: 1 / (1 + t)),
     (
-        lambda o: schedules.SequentialLR(o, [schedules.LinearLR(o, 0.5, total_iters=3), schedules.CosineAnnealingLR(o, 6)], [3]),
+        lambda o: schedules.SequentialLR(
+            o, [schedules.LinearLR(o, 0.5, total_iters=3), schedules.CosineAnnealingLR(o, 6)], [3]
+        ),
         lambda t: 0.5 + t / 6 if t < 3 else 0.5 + 0.5 * cos(pi * (t - 3) / 6),
     ),
 ]
@@ -53,7 +55,8 @@ def test_cosine_ends_at_eta_min():
 
 def test_one_cycle_goes_up_and_down():
     optimizer = optimizer_of(1.0, kind=optim.Adam)
-    scheduler = schedules.OneCycleLR(optimizer, 0.5, total_steps=11, pct_start=0.5, div_factor=5, final_div_factor=10, anneal_strategy="linear")
+    options = {"pct_start": 0.5, "div_factor": 5, "final_div_factor": 10, "anneal_strategy": "linear"}
+    scheduler = schedules.OneCycleLR(optimizer, 0.5, total_steps=11, **options)
     momenta, rates = [], []
     for _ in range(11):
         momenta.append(optimizer.param_groups[0]["betas"][0])
@@ -92,7 +95,10 @@ PYTORCH = [
     ("LinearLR", {"start_factor": 0.01, "end_factor": 0.5, "total_iters": 12}),
     ("LambdaLR", {"lr_lambda": lambda t: 0.5**t}),
     ("OneCycleLR", {"max_lr": 0.3, "total_steps": 20}),
-    ("OneCycleLR", {"max_lr": 0.3, "epochs": 4, "steps_per_epoch": 5, "three_phase": True, "anneal_strategy": "linear"}),
+    (
+        "OneCycleLR",
+        {"max_lr": 0.3, "epochs": 4, "steps_per_epoch": 5, "three_phase": True, "anneal_strategy": "linear"},
+    ),
     ("OneCycleLR", {"max_lr": [0.3], "total_steps": 20, "pct_start": 0.1, "final_div_factor": 10}),
 ]
 
@@ -104,7 +110,10 @@ def test_as_pytorch(name, options, kind):
     extra = {"momentum": 0.9} if kind == "SGD" else {}
     ours = getattr(optim, kind)([Parameter([1.0])], lr=0.2, **extra)
     theirs = getattr(torch.optim, kind)([torch.nn.Parameter(torch.ones(1))], lr=0.2, **extra)
-    scheduler, other = getattr(schedules, name)(ours, **options), getattr(torch.optim.lr_scheduler, name)(theirs, **options)
+    scheduler, other = (
+        getattr(schedules, name)(ours, **options),
+        getattr(torch.optim.lr_scheduler, name)(theirs, **options),
+    )
     for _ in range(19):
         a, b = ours.param_groups[0], theirs.param_groups[0]
         np.testing.assert_allclose(a["lr"], b["lr"], rtol=1e-9, atol=1e-12)
@@ -119,7 +128,14 @@ def test_plateau_as_pytorch():
     values = np.random.default_rng(0).uniform(0.5, 1.5, 60)
     for mode in ("min", "max"):
         for threshold_mode in ("rel", "abs"):
-            options = {"mode": mode, "threshold_mode": threshold_mode, "patience": 2, "factor": 0.5, "cooldown": 2, "threshold": 0.05}
+            options = {
+                "mode": mode,
+                "threshold_mode": threshold_mode,
+                "patience": 2,
+                "factor": 0.5,
+                "cooldown": 2,
+                "threshold": 0.05,
+            }
             theirs = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
             scheduler = schedules.ReduceLROnPlateau(optimizer_of(0.5), **options)
             other = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)

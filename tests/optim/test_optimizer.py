@@ -321,7 +321,9 @@ def test_state_that_does_not_fit():
         a.load_state_dict(optim.Adam([p, q]).state_dict())
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
 def test_copies_go_on_alike(make, copied):
     parameters = parameters_of()
     optimizer = make(parameters)
