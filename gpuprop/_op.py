@@ -294,6 +294,8 @@ class Op:
     def _bind(self, backend: str, implementation: Any) -> None:
         if implementation is self._slots[backend]:
             return
+        if hasattr(implementation, "implementation"):  # a binder: it looks at the rules that it stands in for
+            implementation = implementation.implementation(self)
         if not isinstance(implementation, Implementation):
             implementation = Implementation(implementation)
         self._slots[backend].implementation = implementation
