@@ -104,7 +104,9 @@ _D, _N, _T, _R = "Data", "Network", "Training", "Run"
 @app.command(no_args_is_help=True)
 def train(
     context: typer.Context,
-    data: Annotated[str | None, typer.Argument(help="'digits', or a .csv, .npz or .parquet file.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="'digits', or a .csv, .npz or .parquet file.", show_default=False)
+    ] = None,
     target: Annotated[str | None, _given(_D, "COLUMN", "Column to predict.", "y")] = None,
     task: Annotated[str | None, _choice(_D, "What the target is", "task")] = None,
     hidden: Annotated[str | None, _given(_N, "SIZES", "Sizes of the hidden layers.", Options.hidden)] = None,
@@ -170,7 +172,6 @@ def _start(given: dict[str, Any], stored: dict[str, Any]) -> None:
     folder = RunFolder.create(options.out, job.source["name"])
     with _discarded_unless_started(folder):
         start(job, folder)
-    _describe(job)
     _run(job, folder)
 
 
@@ -182,10 +183,7 @@ def _resume(path: str) -> None:
     if folder.summary.is_file():
         typer.echo(f"{path} is complete: there is nothing to continue")
         return
-    job = load_run(folder)
-    _describe(job)
-    typer.echo(f"continuing after epoch {job.trainer.epoch} of {job.options.epochs}")
-    _run(job, folder)
+    _run(load_run(folder), folder)
 
 
 @contextmanager
@@ -211,6 +209,8 @@ def _describe(job: Job) -> None:
     typer.echo(f"network  {job.title}; {job.parameters:,} parameters, batches of {job.options.batch_size}")
     reason = "asked for" if job.options.device else device_report()["reason"]
     typer.echo(f"device   {job.device}: {reason}")
+    if job.trainer.epoch:
+        typer.echo(f"resumed  after epoch {job.trainer.epoch} of {job.options.epochs}")
 
 
 def _run(job: Job, folder: RunFolder) -> None:
@@ -219,8 +219,10 @@ def _run(job: Job, folder: RunFolder) -> None:
     from .train.progress import progress
 
     try:
-        with _interrupts(job.trainer), progress(job.options.epochs, len(job.train)) as shown:
-            summary = finish(job, folder, [shown])
+        with _interrupts(job.trainer):
+            _describe(job)
+            with progress(job.options.epochs, len(job.train)) as shown:
+                summary = finish(job, folder, [shown])
     except KeyboardInterrupt:
         summary = None
     if summary is None:

@@ -268,7 +268,7 @@ def _missing_target(table: Table, target: str, rows: np.ndarray) -> DataError:
 def _labels(table: Table, target: str) -> list[Any]:
     """The target's labels as text, truth values or numbers; whole numbers as integers."""
     values = table[target]
-    absent = np.equal(values, None) if values.dtype == object else ~np.isfinite(values)
+    absent = [v is None for v in values] if values.dtype == object else ~np.isfinite(values)
     if (missing := np.flatnonzero(absent)).size:
         raise _missing_target(table, target, missing)
     if values.dtype == np.float64:

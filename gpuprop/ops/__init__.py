@@ -1,6 +1,6 @@
 """The ops, one file per family. Importing this package fills the registry."""
 
-from . import (  # noqa: F401
+from . import (
     activations,
     arithmetic,
     comparisons,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .._random import Generator, default_generator, manual_seed
 from .._tensor import asarray
@@ -33,6 +34,10 @@ from .trainer import Callback, Trainer
 DIGITS = "digits"
 FEWEST_ROWS = 5
 EVALUATION_BATCH = 4096
+# Operations per training step below which matrix products get one thread: the threads of a small product spin while they wait for
+# each other, and on a busy machine they wait for the scheduler. The digits (1e7 per step) on 2 cores: 2.7 s with one thread and 2.6 s
+# with two when idle, 4 s and 12 to 50 s beside other work.
+THREADS_PAY_FROM = 2e8
 
 
 @dataclass
@@ -59,6 +64,12 @@ class Job:
     def parameters(self) -> int:
         """How many numbers the network learns."""
         return sum(p.size for p in self.trainer.model.parameters())
+
+    @property
+    def threads(self) -> int | None:
+        """To how many threads matrix products on a CPU are limited; None for no limit."""
+        operations = 6 * self.train.batch_size * self.parameters  # a product forward, two backward; multiply and add
+        return 1 if operations < THREADS_PAY_FROM else None
 
     @property
     def title(self) -> str:
@@ -98,7 +109,7 @@ def prepare(data: str, options: Options) -> Job:
     options = options.resolved(target=target, task=task, rows=len(split.train))
     if options.norm == "batch" and options.batch_size == 1:
         raise OptionError("--batch-size: expected at least 2 for batch normalisation, got 1; or use --norm layer")
-    network = {
+    network: dict[str, Any] = {
         "sizes": [preprocessing.inputs, *options.hidden, preprocessing.outputs],
         "activation": options.activation,
         "dropout": options.dropout,
@@ -160,9 +171,10 @@ def finish(job: Job, folder: RunFolder, callbacks: Iterable[Callback] = ()) -> d
     trainer = job.trainer
     folder.keep_rows(trainer.epoch)
     trainer.callbacks += [EpochLog(folder.metrics), Checkpoint(folder.checkpoint), *callbacks]
-    if not trainer.fit(job.train, job.validation, epochs=job.options.epochs):
-        return None
-    figures = trainer.evaluate(job.test)
+    with threadpool_limits(job.threads, user_api="blas"):
+        if not trainer.fit(job.train, job.validation, epochs=job.options.epochs):
+            return None
+        figures = trainer.evaluate(job.test)
     summary = {
         **{f"test_{name}": value for name, value in figures.items()},
         "epochs": trainer.epoch,

@@ -84,11 +84,11 @@ class Trainer:
         Returns whether the training is over; False after `interrupt()`.
         Raises: DivergenceError where the loss is no longer finite.
         """
-        self._interrupted = False
         while self.epoch < epochs and not self.finished and not self._interrupted:
             row = self._run_epoch(train, validation)
             for callback in self.callbacks:
                 callback.on_epoch(self, row)
+        self._interrupted = False
         over = self.finished or self.epoch >= epochs
         if over:
             for callback in self.callbacks:
