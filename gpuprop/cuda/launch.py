@@ -54,3 +54,23 @@ def blocks_for(count: int, itemsize: int) -> int:
     """Blocks of `THREADS` threads of which each takes one pack; loops take care of what lies beyond the largest grid."""
     per_block = THREADS * (PACK // itemsize)
     return max(1, min(-(-count // per_block), 2**20))
+
+
+_tickets: dict[tuple[int, int], Any] = {}
+
+
+def tickets(count: int) -> Any:
+    """At least `count` counters, all zero, for kernels whose last block finishes the work; each kernel leaves them at zero.
+
+    One set per device and stream: launches of one stream do not overlap.
+    """
+    key = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
+    counters = _tickets.get(key)
+    if counters is None or counters.size < count:
+        counters = _tickets[key] = cupy.zeros(max(count, 1024), np.uint32)
+    return counters
+
+
+def multiprocessors() -> int:
+    """How many blocks the current device works on side by side, at least."""
+    return cupy.cuda.Device().attributes["MultiProcessorCount"]
