@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,61 @@ def format_of(dtype: Any) -> str:
     return FORMATS[np.dtype(dtype).name][0]
 
 
-def complete(file: str, signature: str, body: str, dtypes: tuple[str, ...]) -> str:
-    """The whole source of one kernel: formats, the file, and an `extern "C"` function around one call of its templates."""
-    formats = "".join(sorted({FORMATS[d][1] for d in dtypes if d in FORMATS}))
-    return f'{formats}{text(file)}\nextern "C" __global__ void {signature} {{\n  {body}\n}}\n'
+
+class Kernel:
+    """One `extern "C"` function: what it is made of; compiled on its first launch, by `kernel(...)(grid, block, arguments)`.
+
+    bounds: the number of threads per block that it is launched with, where it never changes.
+    """
+
+    def __init__(self, file: str, name: str, parameters: str, body: str, dtypes: tuple[str, ...], bounds: int = 0):
+        self.file, self.name, self.dtypes, self.bounds = file, name, dtypes, bounds
+        limit = f"__launch_bounds__({bounds}) " if bounds else ""
+        self.definition = f'extern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}>"
+
+    def __call__(self, grid: tuple, block: tuple, arguments: tuple, **more: Any) -> None:
+        self.compiled(grid, block, arguments, **more)
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """CuPy's RawKernel."""
+        import cupy
+
+        return cupy.RawKernel(complete([self]), self.name, options=OPTIONS)
 
 
-@functools.cache
-def kernel(file: str, name: str, parameters: str, body: str, dtypes: tuple[str, ...], bounds: int = 0) -> Any:
-    """A compiled kernel. bounds: the number of threads per block that it is launched with, where it never changes."""
-    import cupy
+kernel = functools.cache(Kernel)
 
-    limit = f"__launch_bounds__({bounds}) " if bounds else ""
-    return cupy.RawKernel(complete(file, f"{limit}{name}({parameters})", body, dtypes), name, options=OPTIONS)
+
+def complete(kernels: Sequence[Kernel]) -> str:
+    """The whole source of some kernels of one file: formats, the file, and around each call of its templates a function."""
+    formats = "".join(sorted({FORMATS[d][1] for k in kernels for d in k.dtypes if d in FORMATS}))
+    return formats + text(kernels[0].file) + "\n" + "".join(k.definition for k in kernels)
+
+
+# --- Every kernel ---------------------------------------------------------------------------------------------------
+# All that can be launched is compiled and looked at without a GPU (`python -m benchmarks.kernels`). So every binder says which kernels
+# it can make, by the functions that its launches use:
+#
+#     @every_kernel  # or @every_kernel(streaming=False), where threads do not read and write in packs of 16 bytes
+#     def _():
+#         for dtype in FORMATS:
+#             yield _row_kernel("softmax", dtype)
+
+_makers: list[tuple[Callable[[], Iterable[Kernel]], bool]] = []
+
+
+def every_kernel(make: Callable[[], Iterable[Kernel]] | None = None, *, streaming: bool = True) -> Any:
+    """Adds a function that yields all kernels which a binder can make."""
+    if make is None:
+        return functools.partial(every_kernel, streaming=streaming)
+    _makers.append((make, streaming))
+    return make
+
+
+def all_kernels() -> dict[Kernel, bool]:
+    """The kernels made from files in `kernels/`, and for each whether it streams: memory in, memory out, in packs of 16 bytes."""
+    return {k: streaming for make, streaming in _makers for k in make() if (folder() / k.file).is_file()}
