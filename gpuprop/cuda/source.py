@@ -68,17 +68,25 @@ def format_of(dtype: Any) -> str:
     return FORMATS[np.dtype(dtype).name][0]
 
 
-
 class Kernel:
     """One `extern "C"` function: what it is made of; compiled on its first launch, by `kernel(...)(grid, block, arguments)`.
 
-    bounds: the number of threads per block that it is launched with, where it never changes.
+    types: typedefs that parameters and body use. bounds: threads per block, where their number never changes.
     """
 
-    def __init__(self, file: str, name: str, parameters: str, body: str, dtypes: tuple[str, ...], bounds: int = 0):
+    def __init__(
+        self,
+        file: str,
+        name: str,
+        parameters: str,
+        body: str,
+        dtypes: tuple[str, ...],
+        bounds: int = 0,
+        types: str = "",
+    ):
         self.file, self.name, self.dtypes, self.bounds = file, name, dtypes, bounds
         limit = f"__launch_bounds__({bounds}) " if bounds else ""
-        self.definition = f'extern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
+        self.definition = f'{types}\nextern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
 
     def __repr__(self) -> str:
         return f"<kernel {self.name}>"
@@ -100,7 +108,10 @@ kernel = functools.cache(Kernel)
 def complete(kernels: Sequence[Kernel]) -> str:
     """The whole source of some kernels of one file: formats, the file, and around each call of its templates a function."""
     formats = "".join(sorted({FORMATS[d][1] for k in kernels for d in k.dtypes if d in FORMATS}))
-    return formats + text(kernels[0].file) + "\n" + "".join(k.definition for k in kernels)
+    definitions = [k.definition for k in kernels]
+    if len(kernels) > 1:  # their types have the same names
+        definitions = [f"namespace {k.name}_alone {{\n{k.definition}}}\n" for k in kernels]
+    return f"{formats}{text(kernels[0].file)}\n{''.join(definitions)}"
 
 
 # --- Every kernel ---------------------------------------------------------------------------------------------------
