@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .source import format_of, kernel
+from .source import FORMATS, Kernel, every_kernel, kernel
 
 if TYPE_CHECKING:
     from .._op import Implementation, Op
 
 WARPS = 8  # of a block of `bias_backward`
 PARTS_PER_PROCESSOR = 4  # blocks of `bias_backward` per multiprocessor: enough to hide its reads, few partial sums
+LOOPS = {  # templates of elementwise.cuh and bias.cuh, which take the functor last
+    "elementwise_forward": "const T* x, T* y, I n",
+    "elementwise_backward": "const T* dy, const T* kept, T* dx, I n",
+    "bias_forward": "const T* x, const T* bias, T* y, I rows, I columns",
+    "bias_backward": "const T* dy, const T* kept, const T* bias, T* dx, A* partial, T* db, unsigned int* tickets, "
+    "I rows, I columns, int accumulate",
+}
 
 
 class Elementwise:
@@ -33,7 +41,9 @@ class Elementwise:
 
         (rule,) = op.gradients
         (self.keeps,) = rule.keeps
-        self.op = op
+        self.members = tuple(name for name in op.defaults if name != self.by)
+        every_kernel(self._streaming_kernels)
+        every_kernel(self._narrow_kernels, streaming=False)
         made = Implementation(self.forward, binder=self)
         made.gradients.append(replace(rule, function=self.backward, options=tuple(op.defaults), overwrites_dy="out"))
         return made
@@ -42,13 +52,13 @@ class Elementwise:
 
     def forward(self, x: Any, *, out: Any = None, **options: Any) -> Any:
         """y = f(x)."""
-        return self._map("forward", [x], out, options)
+        return self._map("elementwise_forward", [x], out, options)
 
     def backward(self, dy: Any, kept: Any, *, out: Any = None, **options: Any) -> Any:
         """dx = dy f'."""
-        return self._map("backward", [dy, kept], out, options)
+        return self._map("elementwise_backward", [dy, kept], out, options)
 
-    def _map(self, direction: str, arrays: list, out: Any, options: dict[str, Any]) -> Any:
+    def _map(self, loop: str, arrays: list, out: Any, options: dict[str, Any]) -> Any:
         from . import launch
 
         if not launch.takes(*arrays):
@@ -56,11 +66,7 @@ class Elementwise:
         arrays = [launch.packed(a) for a in arrays]
         result = launch.place_for(out, arrays[0].shape, arrays[0].dtype)
         if result.size:
-            names = ["x"] if direction == "forward" else ["dy", "kept"]
-            index = launch.index_type(result.size)
-            parameters = [*(f"const T* {name}" for name in names), "T* result", f"{index} n"]
-            call = f"elementwise_{direction}<F, T, {index}>({', '.join(names)}, result, n, "
-            function, members = self._kernel(direction, result.dtype, options, parameters, call, index)
+            function, members = self._kernel(loop, result.dtype, options, launch.index_type(result.size))
             arguments = (*arrays, result, launch.index(result.size), *members)
             function((launch.blocks_for(result.size, result.itemsize),), (launch.THREADS,), arguments)
         return launch.finished(result, out)
@@ -74,9 +80,7 @@ class Elementwise:
         if x.size:
             rows, columns = x.shape
             width, index = _width(columns, x.dtype), launch.index_type(x.size)
-            parameters = ["const T* x", "const T* bias", "T* y", f"{index} rows", f"{index} columns"]
-            call = f"bias_forward<F, T, {index}, {width}>(x, bias, y, rows, columns, "
-            function, members = self._kernel("bias_forward", x.dtype, options, parameters, call, f"{index}_{width}")
+            function, members = self._kernel("bias_forward", x.dtype, options, index, str(width))
             blocks = max(1, min(-(-x.size // (width * launch.THREADS)), 2**20))
             function((blocks,), (launch.THREADS,), (x, bias, y, launch.index(rows), launch.index(columns), *members))
 
@@ -94,11 +98,7 @@ class Elementwise:
                 db.fill(0)
             return
         width, index = _width(columns, dy.dtype), launch.index_type(dy.size)
-        keeps_x = str(self.keeps == "x").lower()
-        parameters = ["const T* dy", "const T* kept", "const T* bias", "T* dx", "A* partial", "T* db", "unsigned int* tickets"]
-        parameters += [f"{index} rows", f"{index} columns", "int accumulate"]
-        call = f"bias_backward<F, T, {index}, {width}, {keeps_x}>(dy, kept, bias, dx, partial, db, tickets, rows, columns, accumulate, "
-        function, members = self._kernel("bias_backward", dy.dtype, options, parameters, call, f"{index}_{width}")
+        function, members = self._kernel("bias_backward", dy.dtype, options, index, str(width), self._keeps_x)
         stripes = -(-columns // (32 * width))
         parts = max(1, min(-(-rows // WARPS), -(-PARTS_PER_PROCESSOR * launch.multiprocessors() // stripes)))
         partial = cupy.empty((parts, columns), _arithmetic(dy.dtype))
@@ -106,20 +106,54 @@ class Elementwise:
         places = (dy, kept, bias, dx, partial, db, launch.tickets(stripes))
         function((stripes, parts), (32 * WARPS,), (*places, *sizes, np.int32(accumulate), *members))
 
-    # --- source ---------------------------------------------------------------------------------------------------
+    # --- kernels --------------------------------------------------------------------------------------------------
+
+    @property
+    def _keeps_x(self) -> str:
+        return str(self.keeps == "x").lower()
 
     def _kernel(
-        self, what: str, dtype: Any, options: dict[str, Any], parameters: list[str], call: str, variant: str
-    ) -> tuple[Any, list[Any]]:
-        """The kernel that makes one call with the functor, and the functor's members as its last arguments."""
+        self, loop: str, dtype: Any, options: dict[str, Any], index: str, *more: str
+    ) -> tuple[Kernel, list[Any]]:
+        """The kernel that runs one loop with the functor, and the functor's members as its last arguments."""
         functor = self.functor if isinstance(self.functor, str) else self.functor[options[self.by]]
-        names = [name for name in self.op.defaults if name != self.by]
-        arithmetic = _arithmetic(dtype)
-        types = f"typedef {format_of(dtype)} T;\ntypedef {format_of(arithmetic)} A;\ntypedef {functor}{'<A>' if names else ''} F;"
-        signature = ", ".join([*parameters, *(f"A {name}" for name in names)])
-        name = f"{functor}_{what}_{dtype.name}_{variant}".replace(" ", "_").lower()
-        compiled = kernel(self.file, name, signature, f"{call}F{{{', '.join(names)}}});", (dtype.name,), types=types)
-        return compiled, [arithmetic.type(options[option]) for option in names]
+        scalar = _arithmetic(dtype).type
+        members = [scalar(options[name]) for name in self.members]
+        return functor_kernel(self.file, functor, self.members, dtype.name, index, loop, *more), members
+
+    def _variants(self) -> Iterator[tuple[Callable[..., Kernel], str]]:
+        """For each functor, dtype and index type: what makes its kernels, and how many elements are a pack."""
+        for functor in [self.functor] if isinstance(self.functor, str) else self.functor.values():
+            for dtype, pack in (("float32", "4"), ("float64", "2"), ("float16", "8"), ("bfloat16", "8")):
+                for index in ("int", "long long"):
+                    yield functools.partial(functor_kernel, self.file, functor, self.members, dtype, index), pack
+
+    def _streaming_kernels(self) -> Iterator[Kernel]:
+        for make, pack in self._variants():
+            yield make("elementwise_forward")
+            yield make("elementwise_backward")
+            yield make("bias_forward", pack)
+            yield make("bias_backward", pack, self._keeps_x)
+
+    def _narrow_kernels(self) -> Iterator[Kernel]:
+        for make, _ in self._variants():
+            yield make("bias_forward", "1")
+            yield make("bias_backward", "1", self._keeps_x)
+
+
+@functools.cache
+def functor_kernel(
+    file: str, functor: str, members: tuple[str, ...], dtype: str, index: str, loop: str, *more: str
+) -> Kernel:
+    """One of `LOOPS` for a functor, a dtype and the type that counts elements; more: what else the template depends on."""
+    arithmetic = "double" if dtype == "float64" else "float"
+    functor_type = f"{functor}<A>" if members else functor
+    types = f"typedef {FORMATS[dtype][0]} T;\ntypedef {arithmetic} A;\ntypedef {index} I;\ntypedef {functor_type} F;"
+    names = ", ".join(parameter.split()[-1] for parameter in LOOPS[loop].split(", "))
+    body = f"{loop}<{', '.join(['F', 'T', 'I', *more])}>({names}, F{{{', '.join(members)}}});"
+    name = "_".join([functor, loop.removeprefix("elementwise_"), dtype, index, *more]).replace(" ", "_").lower()
+    parameters = ", ".join([LOOPS[loop], *(f"A {member}" for member in members)])
+    return kernel(file, name, parameters, body, (dtype,), types=types)
 
 
 def _arithmetic(dtype: Any) -> np.dtype:

@@ -33,7 +33,9 @@ def folder() -> Path:
     for place in (package / "kernels", package.parent / "kernels"):
         if (place / "common.cuh").is_file():
             return place
-    raise DeviceError(f"kernels: expected the .cu files in {package / 'kernels'} or {package.parent / 'kernels'}, found neither")
+    raise DeviceError(
+        f"kernels: expected the .cu files in {package / 'kernels'} or {package.parent / 'kernels'}, found neither"
+    )
 
 
 @functools.cache
