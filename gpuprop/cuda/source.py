@@ -23,6 +23,16 @@ FORMATS = {
     "float16": ("__half", "#include <cuda_fp16.h>\n#define GPUPROP_HALF\n"),
     "bfloat16": ("__nv_bfloat16", "#include <cuda_bf16.h>\n#define GPUPROP_BFLOAT16\n"),
 }
+INTEGERS = {
+    "int8": "signed char",
+    "int16": "short",
+    "int32": "int",
+    "int64": "long long",
+    "uint8": "unsigned char",
+    "uint16": "unsigned short",
+    "uint32": "unsigned int",
+    "uint64": "unsigned long long",
+}
 OPTIONS = ("-std=c++17",)
 
 
@@ -67,7 +77,8 @@ def _with_headers(source: str, seen: set[str]) -> str:
 
 def format_of(dtype: Any) -> str:
     """The C++ type of a dtype."""
-    return FORMATS[np.dtype(dtype).name][0]
+    name = np.dtype(dtype).name
+    return INTEGERS.get(name) or FORMATS[name][0]
 
 
 class Kernel:

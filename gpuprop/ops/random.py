@@ -265,7 +265,8 @@ def _scale(p):
 def dropout(xp, x, base, *, p, seed, offset):
     """Inverted dropout: y = x / (1 - p) with probability 1 - p, else 0.
 
-    Shapes: x (...), base (1,) uint64 -> y (...). Equal (seed, base, offset) drop the same elements. The mask is not kept but drawn again where the gradient needs it.
+    Shapes: x (...), base (1,) uint64 -> y (...). Equal (seed, base, offset) drop the same elements.
+    The mask is not kept but drawn again where the gradient needs it.
     Raises: OptionError unless 0 <= p <= 1.
     Source: Srivastava et al. 2014, JMLR 15, section 10.
     """
