@@ -40,7 +40,7 @@ __device__ __forceinline__ void bias_backward(const T* dy, const T* kept, const 
   }
   if (column < columns) {
     for (I row = I(blockIdx.y) * warps + warp; row < rows; row += I(gridDim.y) * warps) {
-      const I at = row * columns + column;
+      const I at = (row * (columns / width) + column / width) * width;  // as a multiple of packs: else 64-bit stores come apart
       if (width > 1) {
         const Pack<T> p = load_pack(dy + at), q = load_pack(kept + at);
         Pack<T> result;

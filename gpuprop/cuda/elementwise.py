@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .source import FORMATS, Kernel, every_kernel, kernel
+from .source import FORMATS, THREADS, Kernel, every_kernel, kernel
 
 if TYPE_CHECKING:
     from .._op import Implementation, Op
@@ -153,7 +153,7 @@ def functor_kernel(
     body = f"{loop}<{', '.join(['F', 'T', 'I', *more])}>({names}, F{{{', '.join(members)}}});"
     name = "_".join([functor, loop.removeprefix("elementwise_"), dtype, index, *more]).replace(" ", "_").lower()
     parameters = ", ".join([LOOPS[loop], *(f"A {member}" for member in members)])
-    return kernel(file, name, parameters, body, (dtype,), types=types)
+    return kernel(file, name, parameters, body, (dtype,), THREADS, types)
 
 
 def _arithmetic(dtype: Any) -> np.dtype:

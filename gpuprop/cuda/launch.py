@@ -7,9 +7,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .source import FORMATS
+from .source import FORMATS, THREADS
 
-THREADS = 256
 PACK = 16  # bytes of one vector access
 FAR = 2**31 - 2**20  # from so many elements on, indices need 64 bits; the rest is room for the stride of the last round
 

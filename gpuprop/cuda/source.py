@@ -34,6 +34,8 @@ INTEGERS = {
     "uint64": "unsigned long long",
 }
 OPTIONS = ("-std=c++17",)
+THREADS = 256  # per block, where a kernel does not say otherwise
+RESIDENT = 1024  # threads side by side on a multiprocessor: half of what most have room for, all of what sm_75 has
 
 
 @functools.cache
@@ -84,7 +86,8 @@ def format_of(dtype: Any) -> str:
 class Kernel:
     """One `extern "C"` function: what it is made of; compiled on its first launch, by `kernel(...)(grid, block, arguments)`.
 
-    types: typedefs that parameters and body use. bounds: threads per block, where their number never changes.
+    types: typedefs that parameters and body use. bounds: threads per block, where their number never changes: then the compiler sees
+    to it that a multiprocessor has registers for `RESIDENT` of them.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Kernel:
         types: str = "",
     ):
         self.file, self.name, self.dtypes, self.bounds = file, name, dtypes, bounds
-        limit = f"__launch_bounds__({bounds}) " if bounds else ""
+        limit = f"__launch_bounds__({bounds}, {RESIDENT // bounds}) " if bounds else ""
         self.definition = f'{types}\nextern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
 
     def __repr__(self) -> str:
@@ -106,6 +109,11 @@ class Kernel:
 
     def __call__(self, grid: tuple, block: tuple, arguments: tuple, **more: Any) -> None:
         self.compiled(grid, block, arguments, **more)
+
+    @property
+    def threads(self) -> int:
+        """Threads per block that it is launched with."""
+        return self.bounds or THREADS
 
     @functools.cached_property
     def compiled(self) -> Any:
