@@ -38,7 +38,7 @@ class GradientRule:
     keeps: tuple[str, ...]  # inputs, "y", "<input>_shape" or residuals; the tape keeps these
     options: tuple[str, ...]  # the options that it takes, by keyword
     accumulates: bool = False  # takes `out=` and `accumulate=`: a parameter's gradient is written where it lives
-    overwrites_dy: bool = False  # takes `out=` alone: the result may be written over dy
+    overwrites_dy: str = ""  # takes `out=` alone, or `scratch=`: under this name it may get dy, to write over it
     takes_unit_seed: bool = False  # its result for dy = 1 is at hand: it may get `tape.ONE` for dy
     takes_wanted: bool = False  # takes `wanted=`, a bool for each of its results: the others may be None
 
@@ -54,6 +54,7 @@ class Implementation:
     forward: Callable
     residuals: tuple[str, ...] = ()  # what `forward` returns beside y, for its own gradient rules alone
     gradients: list[GradientRule] = field(default_factory=list)
+    binder: Any = None  # what made it, where another op's kernel can make use of that
 
 
 class Slot:
@@ -99,7 +100,7 @@ class Native(NamedTuple):
     """What the walk may do with a gradient implementation; its result is always a new array."""
 
     accumulates: bool
-    overwrites_dy: bool
+    overwrites_dy: str
     takes_unit_seed: bool
 
 
@@ -252,7 +253,7 @@ class Op:
         parameters = list(inspect.signature(function).parameters.values())
         for p in parameters[leading:]:
             if p.kind is p.KEYWORD_ONLY:
-                if p.name == "wanted" or (leading == 1 and p.name in ("out", "accumulate")):
+                if p.name == "wanted" or (leading == 1 and p.name in ("out", "accumulate", "scratch")):
                     places.add(p.name)
                 elif p.name not in self.defaults:
                     raise DeclarationError(
@@ -273,7 +274,7 @@ class Op:
             keeps=tuple(keeps),
             options=tuple(options),
             accumulates="accumulate" in places,
-            overwrites_dy="out" in places and "accumulate" not in places,
+            overwrites_dy="scratch" if "scratch" in places else "out" if places >= {"out"} and "accumulate" not in places else "",
             takes_unit_seed=unit_seed,
             takes_wanted="wanted" in places,
         )
@@ -299,6 +300,8 @@ class Op:
     def _bind(self, backend: str, implementation: Any) -> None:
         if implementation is self._slots[backend]:
             return
+        if hasattr(implementation, "implementation"):  # a binder: it looks at the rules that it stands in for
+            implementation = implementation.implementation(self)
         if not isinstance(implementation, Implementation):
             implementation = Implementation(implementation)
         self._slots[backend].implementation = implementation

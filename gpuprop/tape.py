@@ -550,11 +550,12 @@ class _Walk:
                 arguments = kept if places is None else [kept[i] for i in places]
                 if names or native:
                     options = {name: node.options[name] for name in names}
-                    if native and self.write_in_place(function, dy, arguments, options, native, edges, targets):
-                        continue
                     if native and native.overwrites_dy and mine and function is steps[-1][0]:
-                        options["out"] = dy  # nobody else refers to it, and no later step reads it
-                    gradients = function(dy, *arguments, **options)
+                        options[native.overwrites_dy] = dy  # nobody else refers to it, and no later step reads it
+                    if native and native.accumulates and useful is None:
+                        gradients = self.write_in_place(function, dy, arguments, options, edges, targets)
+                    else:
+                        gradients = function(dy, *arguments, **options)
                 else:
                     gradients = function(dy, *arguments)
                 for e in targets:
@@ -563,8 +564,8 @@ class _Walk:
                             gradient = gradients
                         else:
                             gradient, *gradients = gradients
-                            if e < 0:
-                                continue
+                        if e < 0 or (gradient is None and native):  # not wanted, or written where it lives
+                            continue
                         target = edges[e]
                         if gradient.shape != target.shape:
                             gradient = unbroadcast(gradient, target.shape)
@@ -588,27 +589,32 @@ class _Walk:
         return self.found
 
     def write_in_place(
-        self,
-        function: Callable,
-        dy: Any,
-        arguments: Any,
-        options: dict,
-        native: Any,
-        edges: tuple,
-        targets: tuple[int, ...],
-    ) -> bool:
-        """Lets an implementation write a leaf's gradient where it lives, if it can and nobody wants to see it before."""
-        if not native.accumulates or self.useful is not None or len(targets) != 1:
-            return False
-        leaf = edges[targets[0]]
-        if type(leaf) is not Leaf or leaf.hooks or tape.anomaly or leaf in self.pending:
-            return False
-        place = leaf.place()
-        if place is None:
-            return False
-        function(dy, *arguments, out=place, accumulate=leaf.grad is not None, **options)
-        leaf.written(place)
-        return True
+        self, function: Callable, dy: Any, arguments: Any, options: dict, edges: tuple, targets: tuple[int, ...]
+    ) -> Any:
+        """Calls an implementation that writes gradients of leaves where they live, and returns the others (None for those).
+
+        It gets a place, or None, for each of its results (one place, not a tuple, where it has one result).
+        """
+        places = tuple(self.place_in(edges[e]) if e >= 0 else None for e in targets)
+        if not any(place is not None for place in places):
+            return function(dy, *arguments, **options)
+        add = tuple(place is not None and edges[e].grad is not None for e, place in zip(targets, places))
+        if len(targets) == 1:
+            function(dy, *arguments, out=places[0], accumulate=add[0], **options)
+            gradients: Any = None
+        else:
+            gradients = function(dy, *arguments, out=places, accumulate=add, **options)
+            gradients = [None if place is not None else g for g, place in zip(gradients, places)]
+        for e, place in zip(targets, places):
+            if place is not None:
+                edges[e].written(place)
+        return gradients
+
+    def place_in(self, node: Any) -> Any:
+        """Where the gradient of a leaf can be written at once: nobody wants to see it before, and nothing else has come."""
+        if type(node) is not Leaf or node.hooks or tape.anomaly or node in self.pending:
+            return None
+        return node.place()
 
 
 def _freed(record: Any) -> Error:

@@ -9,7 +9,6 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .._philox import words
 from ..device import BACKENDS, Backend, Device, Namespace
 from ..errors import BoundsError, Error
 
@@ -60,11 +59,6 @@ def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     return result
 
 
-def philox(base: Any, seed: int, offset: int, count: int) -> Any:
-    """The random words of `_philox.words`."""
-    return words(cupy, base, seed, offset, count)
-
-
 class CudaBackend(Backend):
     """CuPy arrays. Asynchronous: only `to_host` and `synchronize` wait."""
 
@@ -82,7 +76,7 @@ class CudaBackend(Backend):
                 "index_add": "gpuprop.cuda.backend:index_add",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
-                "philox": "gpuprop.cuda.backend:philox",
+                "philox": "gpuprop.cuda.random:words",
             },
         )
         self.xp.report_if = self.report_if

@@ -37,6 +37,7 @@ from ..ops.activations import (
     softplus,
     softsign,
 )
+from ..ops.fused import linear_activation
 from ..ops.linalg import linear
 from ..ops.losses import (
     binary_cross_entropy,
@@ -79,6 +80,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_activation",
     "log_softmax",
     "logsigmoid",
     "mish",

@@ -5,6 +5,7 @@ from . import (
     arithmetic,
     comparisons,
     elementary,
+    fused,
     indexing,
     linalg,
     losses,

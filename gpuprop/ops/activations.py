@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from .._op import op
+from ..cuda.elementwise import elementwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line
 
@@ -423,6 +424,24 @@ def hardswish(xp, x):
 @hardswish.grad("x")
 def _(xp, dy, x):
     return dy * xp.where(x <= -3, 0, xp.where(x < 3, x / 3 + 0.5, 1))
+
+
+relu.cuda = elementwise("activations.cu", "Relu")
+relu6.cuda = elementwise("activations.cu", "Relu6")
+leaky_relu.cuda = elementwise("activations.cu", "LeakyRelu")
+elu.cuda = elementwise("activations.cu", "Elu")
+selu.cuda = elementwise("activations.cu", "Selu")
+celu.cuda = elementwise("activations.cu", "Celu")
+sigmoid.cuda = elementwise("activations.cu", "Sigmoid")
+log_sigmoid.cuda = elementwise("activations.cu", "LogSigmoid")
+softplus.cuda = elementwise("activations.cu", "Softplus")
+softsign.cuda = elementwise("activations.cu", "Softsign")
+silu.cuda = elementwise("activations.cu", "Silu")
+mish.cuda = elementwise("activations.cu", "Mish")
+hardtanh.cuda = elementwise("activations.cu", "Hardtanh")
+hardsigmoid.cuda = elementwise("activations.cu", "Hardsigmoid")
+hardswish.cuda = elementwise("activations.cu", "Hardswish")
+gelu.cuda = elementwise("activations.cu", {"none": "Gelu", "tanh": "GeluTanh"}, by="approximate")
 
 
 # --- Along an axis --------------------------------------------------------------------------------------------------

@@ -449,7 +449,7 @@ def _linear_errors(draw: Draw):
     yield ErrorSample(draw.normal(), draw.normal(5, 3), error=ShapeError, match=r"linear: .*\(\)")
 
 
-def _check_linear(x: Any, weight: Any, bias: Any) -> None:
+def check_linear(x: Any, weight: Any, bias: Any) -> None:
     w = weight.shape
     if len(w) != 2 or x.shape[-1:] != w[1:] or (bias is not None and bias.shape != w[:1]):
         came = ", ".join(str(a.shape) for a in (x, weight, bias) if a is not None)
@@ -465,7 +465,7 @@ def linear(xp, x, weight, bias=None):
 
     Shapes: x (..., in), weight (out, in), bias (out,) or None -> y (..., out). Raises: ShapeError.
     """
-    _check_linear(x, weight, bias)
+    check_linear(x, weight, bias)
     y = xp.matmul(x, xp.transpose(weight))
     return y if bias is None else y + bias
 
@@ -489,7 +489,7 @@ def _(xp, dy):
 def _(x, weight, bias=None, *, out=None):
     if x.dtype is not weight.dtype or (bias is not None and bias.dtype is not x.dtype):
         return NotImplemented
-    _check_linear(x, weight, bias)
+    check_linear(x, weight, bias)
     y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype) if out is None else out
     np.dot(rows(np, x), weight.T, out=rows(np, y))
     if bias is not None:
@@ -504,16 +504,16 @@ def _(dy, weight):
 
 @linear.cpu.grad("weight")
 def _(dy, x, *, out=None, accumulate=False):
-    return _product(rows(np, dy).T, rows(np, x), out, accumulate)
+    return product(rows(np, dy).T, rows(np, x), out, accumulate)
 
 
 @linear.cpu.grad("bias")
 def _(dy, *, out=None, accumulate=False):
     dy = rows(np, dy)
-    return _product(_ones(len(dy), dy.dtype), dy, out, accumulate)  # 512 x 1024 in 25 us, where dy.sum(0) takes 65
+    return product(ones_of(len(dy), dy.dtype), dy, out, accumulate)  # 512 x 1024 in 25 us, where dy.sum(0) takes 65
 
 
-def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: bool) -> np.ndarray:
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: bool) -> np.ndarray:
     """a @ b, written to `out` or added to it. (np.dot starts 0.3 us sooner than np.matmul.)"""
     if accumulate and out is not None:
         out += np.dot(a, b)
@@ -522,5 +522,5 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: b
 
 
 @functools.lru_cache(maxsize=64)
-def _ones(count: int, dtype: Any) -> np.ndarray:
+def ones_of(count: int, dtype: Any) -> np.ndarray:
     return np.ones(count, dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .._op import op
 from .._philox import WORDS_PER_BLOCK, high_product
+from ..cuda import random as kernels
 from ..device import HOST
 from ..errors import DtypeError, OptionError
 from ..testing import SHAPES, Draw, ErrorSample, Sample
@@ -155,6 +156,11 @@ def random_integers(xp, base, *, low, high, shape, dtype, seed, offset):
     return xp.reshape(xp.asarray(above + low % 2**64, dtype=dtype), shape)
 
 
+random_uniform.cuda = kernels.uniform
+random_normal.cuda = kernels.normal
+random_integers.cuda = kernels.integers
+
+
 # --- Permutations ---------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +181,10 @@ def _feistel(x, half_bits, keys):
     for i in range(FEISTEL_ROUNDS):
         left, right = right, left ^ (_mixed(right + keys[i : i + 1]) & mask)
     return (left << half_bits) | right
+
+
+def _half_bits(n):
+    return max(LEAST_HALF_BITS, -(-max(n - 1, 0).bit_length() // 2))
 
 
 def _sizes(draw: Draw):
@@ -199,7 +209,7 @@ def random_permutation(xp, base, *, n, seed, offset):
     """
     if not 0 <= n <= 2**31:
         raise OptionError(f"random_permutation: expected n from 0 to 2^31, got {n}")
-    half_bits = max(LEAST_HALF_BITS, -(-max(n - 1, 0).bit_length() // 2))
+    half_bits = _half_bits(n)
     keys = _lanes(xp, base, seed, offset, FEISTEL_ROUNDS)
     domain = xp.arange(4**half_bits, dtype=xp.uint32)
     image = xp.asarray(_feistel(domain, half_bits, keys), dtype=xp.int64)
@@ -209,6 +219,14 @@ def random_permutation(xp, base, *, n, seed, offset):
     for _ in range((4**half_bits - n).bit_length()):
         hop = hop[hop]
     return hop[image[:n]]
+
+
+@random_permutation.cuda
+def _(base, *, n, seed, offset, out=None):
+    """Every walk by itself, and to its end at once."""
+    if not 0 <= n <= 2**31:
+        return NotImplemented
+    return kernels.permutation(base, n, _half_bits(n), seed, offset, out)
 
 
 # --- Dropout --------------------------------------------------------------------------------------------------------
@@ -227,9 +245,14 @@ def _bad_probabilities(draw: Draw):
         yield ErrorSample(draw.normal(2), base, p=1.5, **key, error=OptionError, match="0 to 1.*1.5")
 
 
+def _threshold(p):
+    """An element stays where its lane is below this: (1 - p) of a lane's 2^32 values, rounded."""
+    return round((1 - p) * 2**32)
+
+
 def _kept(xp, shape, base, p, seed, offset):
-    """Which elements stay: where the lane, of 2^32 values, is below (1 - p) 2^32, rounded."""
-    threshold = round((1 - p) * 2**32)
+    """Which elements stay."""
+    threshold = _threshold(p)
     drawn = xp.reshape(_lanes(xp, base, seed, offset, math.prod(shape)), shape)
     return drawn <= threshold - 1 if threshold else drawn != drawn
 
@@ -273,3 +296,16 @@ def _(dy, kept, *, p, out=None):
     dx = np.multiply(dy, kept, out=out)
     dx *= _scale(p)
     return dx
+
+
+@dropout.cuda
+def _(x, base, *, p, seed, offset, out=None):
+    """One pass; the mask is never written."""
+    if not 0 <= p <= 1:
+        return NotImplemented
+    return kernels.dropout(x, base, _threshold(p), _scale(p), seed, offset, out)
+
+
+@dropout.cuda.grad("x")
+def _(dy, base, *, p, seed, offset, out=None):
+    return kernels.dropout(dy, base, _threshold(p), _scale(p), seed, offset, out)
