@@ -8,10 +8,10 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home user
-USER user
+RUN useradd --create-home --uid 10001 user
+USER 10001
 WORKDIR /home/user/gpuprop
-COPY --chown=user . .
+COPY --chown=10001 . .
 
 ARG EXTRAS=test
 RUN python3 -m venv .venv && .venv/bin/pip install --no-cache-dir --editable ".[${EXTRAS}]"

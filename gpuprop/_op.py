@@ -582,7 +582,9 @@ def op(
         raise DeclarationError(
             f"{name}: no samples, no op; say samples=<function of a gp.testing.Draw that yields gp.testing.Sample>"
         )
-    if name in REGISTRY and not REGISTRY[name].__module__ == rule.__module__ == "__main__":  # a notebook's cell may run again
+    if (
+        name in REGISTRY and not REGISTRY[name].__module__ == rule.__module__ == "__main__"
+    ):  # a notebook's cell may run again
         raise DeclarationError(f"{name}: an op of this name exists already, in {REGISTRY[name].__module__}")
     made = REGISTRY[name] = Op(
         rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth, spelling=spelling

@@ -197,7 +197,7 @@ def _find_cuda() -> tuple[list[dict[str, Any]], str]:
             import cupy
     except ImportError as error:
         if getattr(error, "name", None) == "cupy":
-            return [], "cupy is not installed (pip install 'gpuprop[cuda13]' or 'gpuprop[cuda12]')"
+            return [], "cupy is not installed (it comes with gpuprop's extras cuda13 and cuda12)"
         return [], f"cupy cannot be imported: {str(error).strip().splitlines()[0]}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()

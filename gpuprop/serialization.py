@@ -40,7 +40,10 @@ def save(path: str | os.PathLike, object: Any) -> None:
     text = json.dumps(layout, sort_keys=True, separators=(",", ":"), allow_nan=False)
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # as the user's umask has it; the library makes files that nobody else can read
         save_file(arrays, beside, metadata={KEY: text})
+        beside.chmod(mode)
         _flush(beside)
         os.replace(beside, target)
         _flush(target.parent)

@@ -240,3 +240,10 @@ def test_what_cannot_be_saved(tmp_path, value, error, match):
     with pytest.raises(error, match=f"save: .*{match}"):
         gp.save(tmp_path / "x", value)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "other").touch()
+    gp.save(tmp_path / "state", {"a": gp.ones(2)})
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
