@@ -16,11 +16,21 @@ from ..errors import BoundsError, Error
 def _report_outside(name: str, places: Any, n: int) -> None:
     """CuPy wraps indices that are out of range; here they raise at the host's next read."""
     if isinstance(places, cupy.ndarray) and places.dtype.kind in "iu":
-        message = f"{name}: expected indices from {-n} to {n - 1}, got one outside"
-        BACKENDS[cupy.ndarray].report_if((places < -n) | (places >= n), message)
+        BACKENDS[cupy.ndarray].report_if((places < -n) | (places >= n), _outside(name, n))
 
 
-def _report_outside_shape(name: str, shape: tuple[int, ...], index: tuple) -> None:
+def flag_outside(name: str, n: int) -> Any:
+    """The same for a kernel to report: a number on the device that it sets to 1."""
+    return BACKENDS[cupy.ndarray].flag(_outside(name, n))  # type: ignore[attr-defined]
+
+
+def _outside(name: str, n: int) -> str:
+    return f"{name}: expected indices from {-n} to {n - 1}, got one outside"
+
+
+def report_outside_shape(name: str, shape: tuple[int, ...], index: tuple) -> None:
+    """The same for each array of an index."""
+
     def width(item: Any) -> int:
         return 0 if item is None or item is Ellipsis else item.ndim if getattr(item, "dtype", None) == np.bool_ else 1
 
@@ -35,7 +45,7 @@ def _report_outside_shape(name: str, shape: tuple[int, ...], index: tuple) -> No
 
 def getitem(x: Any, index: tuple) -> Any:
     """x[index]."""
-    _report_outside_shape("getitem", x.shape, index)
+    report_outside_shape("getitem", x.shape, index)
     return x[index]
 
 
@@ -49,14 +59,6 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
     """y[..., i, ...] = x[..., indices[..., i, ...], ...]."""
     _report_outside("take_along_axis", indices, x.size if axis is None else x.shape[axis])
     return cupy.take_along_axis(x, indices, axis=axis)
-
-
-def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
-    """Zeros of `shape` with `values` added at `index`; repeated positions add up."""
-    _report_outside_shape("index_add", shape, index)
-    result = cupy.zeros(shape, values.dtype)
-    cupy.add.at(result, index, values)
-    return result
 
 
 class CudaBackend(Backend):
@@ -73,15 +75,15 @@ class CudaBackend(Backend):
                 "erf": "cupyx.scipy.special:erf",
                 "ndtr": "cupyx.scipy.special:ndtr",
                 "getitem": "gpuprop.cuda.backend:getitem",
-                "index_add": "gpuprop.cuda.backend:index_add",
+                "index_add": "gpuprop.cuda.indexing:index_add",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
                 "philox": "gpuprop.cuda.random:words",
             },
         )
         self.xp.report_if = self.report_if
-        self._flags: dict[str, Any] = {}  # message -> a bool on the device
-        self._unread: dict[str, type[Error]] = {}  # message -> what to raise
+        self._flags: dict[tuple[str, int], Any] = {}  # (message, device) -> 1 there where it is so, else 0
+        self._unread: dict[tuple[str, int], type[Error]] = {}  # what to raise
         self._lock = threading.Lock()
 
     def device_of(self, array: Any) -> Device:
@@ -107,12 +109,17 @@ class CudaBackend(Backend):
         cupy.cuda.runtime.deviceSynchronize()
 
     def report_if(self, bad: Any, message: str, error: type[Error] = BoundsError) -> None:
+        flag = self.flag(message, error)
+        cupy.logical_or(flag, bad.any(), out=flag)
+
+    def flag(self, message: str, error: type[Error] = BoundsError) -> Any:
+        """An int32 on the current device: a kernel that sets it to 1 has the host's next read raise the error."""
         with self._lock:
-            flag = self._flags.get(message)
-            if flag is None:
-                flag = self._flags[message] = cupy.zeros((), bool)
-            cupy.logical_or(flag, bad.any(), out=flag)
-            self._unread[message] = error
+            key = message, cupy.cuda.runtime.getDevice()
+            if key not in self._flags:
+                self._flags[key] = cupy.zeros((), np.int32)
+            self._unread[key] = error
+            return self._flags[key]
 
     def _raise_what_kernels_reported(self) -> None:
         """Looks at the flags that were written since the last look; the host is waiting for a value anyway."""
@@ -120,8 +127,8 @@ class CudaBackend(Backend):
             return
         with self._lock:
             unread, self._unread = self._unread, {}
-            wrong = [message for message in sorted(unread) if bool(self._flags[message])]
-            for message in wrong:
-                self._flags[message].fill(False)
+            wrong = [key for key in sorted(unread) if bool(self._flags[key])]
+            for key in wrong:
+                self._flags[key].fill(0)
         if wrong:
-            raise unread[wrong[0]](wrong[0])
+            raise unread[wrong[0]](wrong[0][0])

@@ -78,8 +78,8 @@ def _with_headers(source: str, seen: set[str]) -> str:
 
 
 def format_of(dtype: Any) -> str:
-    """The C++ type of a dtype."""
-    name = np.dtype(dtype).name
+    """The C++ type of a dtype, or of its name."""
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     return INTEGERS.get(name) or FORMATS[name][0]
 
 

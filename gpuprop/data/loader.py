@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .._random import randperm
-from .._tensor import Tensor, asarray
+from .._tensor import Tensor, arange, asarray, get_default_dtype
 from ..errors import ArgumentError, BoundsError, DeviceError, OptionError, ShapeError
+from ..ops.indexing import gather_rows
 
 
 class TensorDataset:
@@ -68,19 +69,32 @@ class DataLoader:
     dataset: a TensorDataset, or a tuple of tensors or arrays.
     batch_size: samples in a batch. shuffle: a new order in each epoch. drop_last: leave out a smaller last batch.
     generator: a gp.Generator on the data's device that draws the order; the default one of that device if None.
-    Raises: OptionError for a batch size below 1.
+    scale, shift: the inputs (the data set's first tensor) arrive as x * scale + shift in the default dtype: with scale=1 / 255, images
+    may stay one byte per pixel. As they are if None.
+    Raises: OptionError for a batch size below 1, or a shift without a scale.
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int = 1, shuffle: bool = False, drop_last: bool = False, generator: Any = None
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        generator: Any = None,
+        *,
+        scale: float | None = None,
+        shift: float = 0.0,
     ):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"DataLoader: expected a batch_size of at least 1, got {batch_size!r}")
+        if scale is None and shift != 0:
+            raise OptionError(f"DataLoader: expected a scale beside shift={shift}, got none; say scale=1")
         self.dataset = as_dataset(dataset)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.generator = generator
+        self.scale, self.shift = scale, shift
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -89,20 +103,25 @@ class DataLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        arrays = [t.data for t in self.dataset.tensors]
-        order = self._order() if self.shuffle else None
+        tensors = [t.detach() for t in self.dataset.tensors]
+        options: list[dict[str, Any]] = [{} for _ in tensors]
+        if self.scale is not None:
+            options[0] = {"scale": self.scale, "shift": self.shift, "dtype": get_default_dtype()}
+        order = self._order()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             rows = slice(start, start + self.batch_size)
             if order is None:  # copied, because a change of the batch must not reach the data set
-                yield tuple(Tensor(a[rows].copy()) for a in arrays)
+                yield tuple(Tensor(t.data[rows].copy()) for t in tensors)
             else:
                 index = order[rows]
-                yield tuple(Tensor(a.take(index, axis=0)) for a in arrays)
+                yield tuple(gather_rows(t, index, **given) for t, given in zip(tensors, options))
 
-    def _order(self) -> Any:
-        """A permutation of the samples, drawn on the data's device."""
-        device = self.dataset.tensors[0].device
-        return randperm(len(self.dataset), generator=self.generator, device=device).data
+    def _order(self) -> Tensor | None:
+        """The samples in the order in which they come, on the data's device; None where they are taken in slices."""
+        count, device = len(self.dataset), self.dataset.tensors[0].device
+        if self.shuffle:
+            return randperm(count, generator=self.generator, device=device)
+        return None if self.scale is None else arange(count, device=device)
 
 
 def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) -> tuple[TensorDataset, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._op import op
 from .._tensor import Tensor, get_default_dtype
+from ..cuda import indexing as kernels
 from ..device import backend_of, device_of, is_array
 from ..errors import BoundsError, DtypeError, OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
@@ -246,6 +247,46 @@ def _(xp, dy, x_shape, indices, *, axis):
     lengths = [tuple(n if i == k else 1 for i in range(len(shape))) for k, n in enumerate(shape)]
     places = (indices if k == axis else xp.reshape(xp.arange(n), lengths[k]) for k, n in enumerate(shape))
     return xp.reshape(xp.index_add(shape, tuple(places), dy), x_shape)
+
+
+# --- gather_rows ----------------------------------------------------------------------------------------------------
+
+
+def _gather_rows_samples(draw: Draw):
+    i = np.array([2, 0, 2, -1])
+    pixels = draw.integers(0, 256, 3, 5).astype(np.uint8)
+    yield Sample(draw.normal(3), i)
+    yield Sample(draw.normal(3, 4), i.reshape(2, 2))
+    yield Sample(draw.normal(3, 2, 5), i, scale=-0.5, shift=2.0)
+    yield Sample(draw.normal(3, 4), np.zeros(0, np.int64))
+    yield Sample(draw.integers(-5, 5, 3), i, order=0)
+    yield Sample(pixels, i, order=0)
+    yield Sample(pixels, i, order=0, scale=1 / 255, shift=-0.5, dtype=np.dtype(np.float32))
+
+
+def _gather_rows_errors(draw: Draw):
+    yield ErrorSample(draw.normal(2, 3), np.array([0, 2]), error=BoundsError, match="gather_rows: ")
+    yield ErrorSample(draw.normal(2, 3), np.array([0.5]), error=DtypeError, match="gather_rows: expected integers")
+
+
+@op(samples=_gather_rows_samples, errors=_gather_rows_errors, spelling=_integers_apart("gather_rows"))
+def gather_rows(xp, x, indices, *, scale=1.0, shift=0.0, dtype=None):
+    """Rows of a data set as a batch: y_i = x[indices_i] * scale + shift, in `dtype` (that of x if None).
+
+    On a GPU also uint8 becomes floating in the same pass: pixels may stay one byte each until they are used.
+    Shapes: x (N, ...), indices (B,) int -> y (B, ...). Raises: BoundsError, DtypeError.
+    """
+    rows = xp.asarray(xp.take(x, indices, axis=0), dtype=dtype)
+    rows = rows if scale == 1 else rows * scale
+    return rows if shift == 0 else rows + shift
+
+
+@gather_rows.grad("x")
+def _(xp, dy, x_shape, indices, *, scale):
+    return xp.index_add(x_shape, (indices,), dy if scale == 1 else dy * scale)
+
+
+gather_rows.cuda = kernels.gather_rows
 
 
 # --- sort -----------------------------------------------------------------------------------------------------------

@@ -169,3 +169,21 @@ def test_a_base_that_moves_on_the_device_draws_anew(cuda):
     base += 3
     expected = random_uniform.rule(HOST.xp, np.array([1], np.uint64), **options)
     assert_same_bits(cuda.to_host(random_uniform.cuda.implementation.forward(base, **options)), expected)
+
+
+def test_a_recorded_draw_is_anew_where_the_base_has_moved(cuda):
+    base, x = on_device(cuda, np.array([0], np.uint64)), cuda.xp.ones(1000, np.float32)
+    options = {"p": 0.5, "seed": 6, "offset": 4}
+    dropout.cuda.implementation.forward(x, base, **options)  # compiles the kernel
+    stream = cuda.xp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            y = dropout.cuda.implementation.forward(x, base, **options)
+        finally:
+            graph = stream.end_capture()
+        base += 7
+        graph.launch(stream)
+    stream.synchronize()
+    expected = dropout.rule(HOST.xp, np.ones(1000, np.float32), np.array([7], np.uint64), **options)
+    assert_same_bits(cuda.to_host(y), expected)

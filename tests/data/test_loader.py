@@ -75,6 +75,16 @@ def test_changing_a_batch_leaves_the_data(device, shuffle):
     assert dataset.tensors[0].tolist() == numbered(4).tensors[0].tolist()
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_pixels_become_numbers_as_they_are_gathered(device, shuffle):
+    pixels = np.arange(7 * 8, dtype=np.uint8).reshape(7, 2, 4)
+    loader = DataLoader((gp.tensor(pixels), gp.arange(7)), 3, shuffle, scale=1 / 255, shift=-0.5)
+    for x, labels in loader:
+        assert (x.dtype, x.device, labels.dtype) == (np.float32, device, np.int64)
+        expected = pixels[labels.numpy()] * np.float32(1 / 255) - np.float32(0.5)
+        np.testing.assert_allclose(x.numpy(), expected, rtol=0, atol=np.finfo(np.float32).eps / 2)
+
+
 def test_loader_takes_arrays():
     x, y = np.zeros((5, 2)), np.arange(5)
     assert [len(batch) for batch in DataLoader((x, y), batch_size=5)] == [2]
@@ -112,6 +122,7 @@ def test_random_split_gives_what_rounding_leaves_to_the_first():
         (lambda: TensorDataset(np.zeros(())), ShapeError, "one length"),
         (lambda: DataLoader(numbered(3), batch_size=0), OptionError, "at least 1, got 0"),
         (lambda: DataLoader(numbered(3), batch_size=2.0), OptionError, "at least 1, got 2.0"),
+        (lambda: DataLoader(numbered(3), shift=1.0), OptionError, "a scale beside shift=1.0"),
         (lambda: DataLoader("digits"), ArgumentError, "got str"),
         (lambda: random_split(numbered(3), [1, 1]), ShapeError, "add up to 3"),
         (lambda: random_split(numbered(3), [0.5, 0.1]), ShapeError, "add up to 1"),
