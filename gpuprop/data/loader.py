@@ -9,6 +9,7 @@ from .._random import randperm
 from .._tensor import Tensor, arange, asarray, get_default_dtype
 from ..errors import ArgumentError, BoundsError, DeviceError, OptionError, ShapeError
 from ..ops.indexing import gather_rows
+from ..tape import call
 
 
 class TensorDataset:
@@ -104,7 +105,7 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         tensors = [t.detach() for t in self.dataset.tensors]
-        options: list[dict[str, Any]] = [{} for _ in tensors]
+        options: list[dict[str, Any]] = [gather_rows.defaults for _ in tensors]
         if self.scale is not None:
             options[0] = {"scale": self.scale, "shift": self.shift, "dtype": get_default_dtype()}
         order = self._order()
@@ -113,15 +114,15 @@ class DataLoader:
             if order is None:  # copied, because a change of the batch must not reach the data set
                 yield tuple(Tensor(t.data[rows].copy()) for t in tensors)
             else:
-                index = order[rows]
-                yield tuple(gather_rows(t, index, **given) for t, given in zip(tensors, options))
+                index = Tensor(order[rows])
+                yield tuple(call(gather_rows, (t, index), given) for t, given in zip(tensors, options))
 
-    def _order(self) -> Tensor | None:
+    def _order(self) -> Any:
         """The samples in the order in which they come, on the data's device; None where they are taken in slices."""
         count, device = len(self.dataset), self.dataset.tensors[0].device
         if self.shuffle:
-            return randperm(count, generator=self.generator, device=device)
-        return None if self.scale is None else arange(count, device=device)
+            return randperm(count, generator=self.generator, device=device).data
+        return None if self.scale is None else arange(count, device=device).data
 
 
 def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) -> tuple[TensorDataset, ...]:
