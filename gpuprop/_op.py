@@ -274,7 +274,11 @@ class Op:
             keeps=tuple(keeps),
             options=tuple(options),
             accumulates="accumulate" in places,
-            overwrites_dy="scratch" if "scratch" in places else "out" if places >= {"out"} and "accumulate" not in places else "",
+            overwrites_dy="scratch"
+            if "scratch" in places
+            else "out"
+            if places >= {"out"} and "accumulate" not in places
+            else "",
             takes_unit_seed=unit_seed,
             takes_wanted="wanted" in places,
         )

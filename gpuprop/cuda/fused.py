@@ -16,9 +16,7 @@ def _matrix(array: Any) -> Any:
     return rows(cupy, array)
 
 
-def linear_activation(
-    f: Op, x: Any, weight: Any, bias: Any, options: dict[str, Any], keep: bool, out: Any
-) -> Any:
+def linear_activation(f: Op, x: Any, weight: Any, bias: Any, options: dict[str, Any], keep: bool, out: Any) -> Any:
     """(y, kept): kept is y where the activation's gradient names y (then one buffer holds both), else the product without bias."""
     binder = getattr(f.cuda.implementation, "binder", None)
     if not isinstance(binder, Elementwise) or not launch.takes(x, weight, *([] if bias is None else [bias])):
@@ -63,7 +61,9 @@ def linear_activation_gradients(
         place = db if db is not None else cupy.empty(weight.shape[0], dy.dtype)
         binder.bias_backward(dy, kept, launch.packed(bias), dz, place, accumulate=accumulate[2], **settings)
     return (
-        _product(dz, weight, None if out[0] is None else _matrix(out[0]), accumulate[0]).reshape(x.shape) if wanted[0] else None,
+        _product(dz, weight, None if out[0] is None else _matrix(out[0]), accumulate[0]).reshape(x.shape)
+        if wanted[0]
+        else None,
         _product(dz.T, _matrix(x), out[1], accumulate[1]) if wanted[1] else None,
         db if wanted[2] else None,
     )

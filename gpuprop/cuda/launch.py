@@ -27,7 +27,13 @@ def packed(array: Any) -> Any:
 
 def place_for(out: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Where a kernel writes: `out` if it can be written to in packs, else new memory."""
-    if out is not None and out.flags.c_contiguous and out.data.ptr % PACK == 0 and out.shape == shape and out.dtype == dtype:
+    if (
+        out is not None
+        and out.flags.c_contiguous
+        and out.data.ptr % PACK == 0
+        and out.shape == shape
+        and out.dtype == dtype
+    ):
         return out
     return cupy.empty(shape, dtype)
 

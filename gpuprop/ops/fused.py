@@ -139,7 +139,9 @@ def _(x, weight, bias=None, *, activation, options, keep, out=None):
 
 
 @linear_activation.cuda.grad("x", "weight", "bias")
-def _(dy, x, weight, bias, kept, *, activation, options, wanted, out=(None,) * 3, accumulate=(False,) * 3, scratch=None):
+def _(
+    dy, x, weight, bias, kept, *, activation, options, wanted, out=(None,) * 3, accumulate=(False,) * 3, scratch=None
+):
     from ..cuda.fused import linear_activation_gradients as backward
 
     return backward(_fusible(activation), dy, x, weight, bias, kept, dict(options), wanted, out, accumulate, scratch)
