@@ -35,8 +35,8 @@ template <typename T, typename I> struct Operand {
     if (!from) {
 #pragma unroll
       for (int k = 0; k < W; ++k) values[k] = A(1);
-    } else if (period == n) {
-      const Part<T, W> part = load_part<W>(from + at);
+    } else if (period == n || period % W == 0) {  // whole packs
+      const Part<T, W> part = load_part<W>(from + (period == n ? at : at % period));
 #pragma unroll
       for (int k = 0; k < W; ++k) values[k] = widen<A>(part.at[k]);
     } else {

@@ -20,7 +20,16 @@ template <typename T, int W> struct alignas(sizeof(T) * W) Part {
   T at[W];
 };
 template <int W, typename T> __device__ __forceinline__ Part<T, W> load_part(const T* p) {
-  return *reinterpret_cast<const Part<T, W>*>(p);
+  static_assert(W == 1 || W == Pack<T>::size, "a part is an element or a pack");
+  Part<T, W> result;
+  if constexpr (W == 1) {
+    result.at[0] = *p;
+  } else {
+    const Pack<T> pack = load_pack(p);
+#pragma unroll
+    for (int k = 0; k < W; ++k) result.at[k] = pack.at[k];
+  }
+  return result;
 }
 template <int W, typename T, typename A> __device__ __forceinline__ void store_part(T* p, const A (&values)[W]) {
   Part<T, W> part;
