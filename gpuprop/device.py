@@ -79,6 +79,8 @@ class Backend:
                 "getitem": "operator:getitem",
                 "index_add": "gpuprop.device:host_index_add",
                 "philox": "gpuprop._philox:host_words",
+                "norm_all": "gpuprop._norm:host_norm_all",
+                "clip_all": "gpuprop._norm:host_clip_all",
             },
         )
         xp.report_if = self.report_if

@@ -10,18 +10,46 @@
 // Where saturating functions have reached their limit, to the last bit of a float64; keeps 0 * inf out.
 #define EXP_VANISHES 1000
 #define GAUSSIAN_VANISHES 40
+#define SELU_SCALE 1.0507009873554805
+#define SELU_LIMIT (1.0507009873554805 * 1.6732632423543772)
+#define GELU_LINEAR 1.5957691216057308
+#define GELU_CUBIC (1.5957691216057308 * 0.044715)
 
 MATHS not_below(A x, A low) { return x < low ? low : x; }  // NaN stays NaN, as in NumPy's maximum
 MATHS not_above(A x, A high) { return x > high ? high : x; }
 MATHS between(A x, A low, A high) { return not_above(not_below(x, low), high); }
 
-MATHS logistic(A x) {  // exponentiates negative numbers only
-  const A e = exp(-fabs(x)), s = A(1) / (A(1) + e);
-  return x < A(0) ? e * s : s;
+// What rounding a constant to A leaves out: a difference near 0 needs more digits than a float has.
+#define REST(value) A((value) - double(A(value)))
+
+// With u = |x|: low = exp(-u / 2), share = 1 / (1 + exp(-u)). Then logistic(-u) = low * low * share; a product that ends in
+// `* low * low` is right where exp(-u) is too small for a normal number, and would be flushed to 0.
+template <typename A> struct Logistic {
+  A low, share;
+  // rest: what must be added to u, and is lost in it. exp(u) is off by u times the rounding error of u.
+  __device__ __forceinline__ explicit Logistic(A u, A rest = A(0)) {
+    low = exp(u * A(-0.5));
+    low -= low * (rest * A(0.5));
+    share = A(1) / (A(1) + low * low);
+  }
+  __device__ __forceinline__ A below() const { return low * (low * share); }  // logistic(-u)
+};
+MATHS logistic(A x) {
+  const Logistic<A> at(fabs(x));
+  return x < A(0) ? at.below() : at.share;
 }
 MATHS log_one_plus_exp(A x) { return not_below(x, A(0)) + log1p(exp(-fabs(x))); }
-MATHS normal_below(A x) { return erfc(x * A(-0.70710678118654752440)) * A(0.5); }
-MATHS normal_density(A x) { return exp(x * x * A(-0.5)) * A(0.39894228040143267794); }
+
+// P(X <= -|x|) = half_tail * low * low and density(x) = 0.399 * low * low, for |x| <= GAUSSIAN_VANISHES.
+template <typename A> struct Normal {
+  A low, half_tail;
+  __device__ __forceinline__ explicit Normal(A x) {
+    const A square = x * x, rest = fma(x, x, -square);
+    low = exp(square * A(-0.25));
+    low -= low * (rest * A(0.25));
+    half_tail = erfcx(fabs(x) * A(0.70710678118654752440)) * A(0.5);
+  }
+};
 
 // --- Rectifiers: all keep y -----------------------------------------------------------------------------------------
 
@@ -48,16 +76,14 @@ template <typename A> struct Elu {
 };
 
 struct Selu {
-  MATHS forward(A x) const { return A(1.0507009873554805) * (x > A(0) ? x : A(1.6732632423543772) * expm1(x)); }
-  MATHS backward(A dy, A y) const {
-    return dy * (y > A(0) ? A(1.0507009873554805) : y + A(1.0507009873554805 * 1.6732632423543772));
-  }
+  MATHS forward(A x) const { return x > A(0) ? A(SELU_SCALE) * x : A(SELU_LIMIT) * expm1(x); }
+  MATHS backward(A dy, A y) const { return dy * (y > A(0) ? A(SELU_SCALE) : y + A(SELU_LIMIT) + REST(SELU_LIMIT)); }
 };
 
 template <typename A> struct Celu {
   A alpha;
   MEMBER forward(A x) const { return x > A(0) ? x : alpha * expm1(x / alpha); }
-  MEMBER backward(A dy, A y) const { return dy * (y > A(0) ? A(1) : A(1) + y / alpha); }
+  MEMBER backward(A dy, A y) const { return dy * (y > A(0) ? A(1) : (y + alpha) / alpha); }
 };
 
 // --- Sigmoids -------------------------------------------------------------------------------------------------------
@@ -69,7 +95,7 @@ struct Sigmoid {  // keeps y
 
 struct Tanh {  // keeps y
   MATHS forward(A x) const { return tanh(x); }
-  MATHS backward(A dy, A y) const { return dy * (A(1) - y * y); }
+  MATHS backward(A dy, A y) const { return dy * ((A(1) - y) * (A(1) + y)); }
 };
 
 struct LogSigmoid {  // keeps x
@@ -81,11 +107,19 @@ template <typename A> struct Softplus {  // keeps x
   A beta, threshold;
   MEMBER forward(A x) const {
     const A z = x * beta;
-    return z > threshold ? x : log_one_plus_exp(z) / beta;
+    if (z > threshold) return x;
+    const Logistic<A> at(fabs(z), rest(x, z));
+    return (not_below(z, A(0)) + log1p(at.low * at.low)) / beta;
   }
   MEMBER backward(A dy, A x) const {
     const A z = x * beta;
-    return dy * (z > threshold ? A(1) : logistic(z));
+    if (z > threshold) return dy;
+    const Logistic<A> at(fabs(z), rest(x, z));
+    return z < A(0) ? dy * at.share * at.low * at.low : dy * at.share;
+  }
+  MEMBER rest(A x, A z) const {  // of |z|
+    const A lost = fma(x, beta, -z);
+    return fabs(z) < A(EXP_VANISHES) ? z < A(0) ? -lost : lost : A(0);
   }
 };
 
@@ -103,41 +137,73 @@ struct Softsign {  // keeps x
 // --- Smooth rectifiers: x times something between 0 and 1; all keep x -----------------------------------------------
 
 struct Gelu {
-  MATHS forward(A x) const { return not_below(x, A(-GAUSSIAN_VANISHES)) * normal_below(x); }
+  MATHS forward(A x) const {
+    const A z = between(x, A(-GAUSSIAN_VANISHES), A(GAUSSIAN_VANISHES));
+    const Normal<A> at(z);
+    return z < A(0) ? z * at.half_tail * at.low * at.low : x * (A(1) - at.half_tail * at.low * at.low);
+  }
   MATHS backward(A dy, A x) const {
     x = between(x, A(-GAUSSIAN_VANISHES), A(GAUSSIAN_VANISHES));
-    return dy * (normal_below(x) + x * normal_density(x));
+    const Normal<A> at(x);
+    const A slope = x * A(0.39894228040143267794);
+    if (x < A(0)) return dy * (at.half_tail + slope) * at.low * at.low;
+    return dy * (A(1) + (slope - at.half_tail) * at.low * at.low);
   }
 };
 
-struct GeluTanh {  // (1 + tanh(u / 2)) / 2 = logistic(u), exact in the tail
+struct GeluTanh {  // (1 + tanh(u / 2)) / 2 = logistic(u), exact in the tail; u = x * (1.596 + 0.0714 x^2)
   MATHS forward(A x) const {
-    x = not_below(x, A(-GAUSSIAN_VANISHES));
-    const A z = not_above(x, A(GAUSSIAN_VANISHES));
-    return x * logistic(A(1.5957691216057308) * z * (A(1) + A(0.044715) * (z * z)));
+    const A z = between(x, A(-GAUSSIAN_VANISHES), A(GAUSSIAN_VANISHES));
+    const Logistic<A> at = logistic_of_u(z);
+    return z < A(0) ? z * at.share * at.low * at.low : x * at.share;
   }
   MATHS backward(A dy, A x) const {
     x = between(x, A(-GAUSSIAN_VANISHES), A(GAUSSIAN_VANISHES));
-    const A square = x * x, s = logistic(A(1.5957691216057308) * x * (A(1) + A(0.044715) * square));
-    return dy * (s + x * (s * (A(1) - s)) * (A(1.5957691216057308) * (A(1) + A(3 * 0.044715) * square)));
+    const Logistic<A> at = logistic_of_u(x);
+    const A slope = x * (A(GELU_LINEAR) + A(3 * GELU_CUBIC) * (x * x));
+    if (x < A(0)) return dy * (at.share * (A(1) + slope * at.share)) * at.low * at.low;
+    return dy * (at.share * (A(1) + slope * at.below()));
+  }
+  template <typename A> static __device__ __forceinline__ Logistic<A> logistic_of_u(A x) {
+    const A square = x * x, cubic = A(GELU_CUBIC) * square, linear = A(GELU_LINEAR), sum = linear + cubic;
+    A rest = fma(A(GELU_CUBIC), square, -cubic) + A(GELU_CUBIC) * fma(x, x, -square) + REST(GELU_CUBIC) * square;
+    const A part = sum - linear;  // of two numbers' sum, what is lost: Knuth, The Art of Computer Programming, 4.2.2, theorem B
+    rest += (linear - (sum - part)) + (cubic - part) + REST(GELU_LINEAR);
+    const A size = fabs(x), u = size * sum;
+    return Logistic<A>(u, fma(size, sum, -u) + size * rest);
   }
 };
 
 struct Silu {
-  MATHS forward(A x) const { return not_below(x, A(-EXP_VANISHES)) * logistic(x); }
+  MATHS forward(A x) const {
+    const A z = not_below(x, A(-EXP_VANISHES));
+    const Logistic<A> at(fabs(z));
+    return z < A(0) ? z * at.share * at.low * at.low : z * at.share;
+  }
   MATHS backward(A dy, A x) const {
     x = between(x, A(-EXP_VANISHES), A(EXP_VANISHES));
-    const A s = logistic(x);
-    return dy * (s * (A(1) + x * (A(1) - s)));
+    const Logistic<A> at(fabs(x));
+    if (x < A(0)) return dy * (at.share * (A(1) + x * at.share)) * at.low * at.low;
+    return dy * (at.share * (A(1) + x * at.below()));
   }
 };
 
+// tanh(log(1 + w)) = (w^2 + 2 w) / (w^2 + 2 w + 2), w = exp(x); for positive x with both divided by w^2.
 struct Mish {
-  MATHS forward(A x) const { return not_below(x, A(-EXP_VANISHES)) * tanh(log_one_plus_exp(x)); }
+  MATHS forward(A x) const {
+    const A z = not_below(x, A(-EXP_VANISHES)), low = exp(fabs(z) * A(-0.5)), w = low * low;
+    if (z < A(0)) return z * ((w + A(2)) / (w * (w + A(2)) + A(2))) * low * low;
+    return z * ((A(1) + A(2) * w) / (A(1) + A(2) * w * (A(1) + w)));
+  }
   MATHS backward(A dy, A x) const {
     x = between(x, A(-EXP_VANISHES), A(EXP_VANISHES));
-    const A t = tanh(log_one_plus_exp(x));
-    return dy * (t + x * (A(1) - t * t) * logistic(x));
+    const A low = exp(fabs(x) * A(-0.5)), w = low * low;
+    if (x < A(0)) {
+      const A share = A(1) / (w * (w + A(2)) + A(2));
+      return dy * (share * ((w + A(2)) + x * (A(4) * (A(1) + w) * share))) * low * low;
+    }
+    const A share = A(1) / (A(1) + A(2) * w * (A(1) + w));
+    return dy * (share * ((A(1) + A(2) * w) + x * (A(4) * w * w * (A(1) + w) * share)));
   }
 };
 
@@ -163,3 +229,8 @@ struct Hardswish {  // keeps x
 #undef MEMBER
 #undef EXP_VANISHES
 #undef GAUSSIAN_VANISHES
+#undef GELU_LINEAR
+#undef GELU_CUBIC
+#undef REST
+#undef SELU_SCALE
+#undef SELU_LIMIT

@@ -22,7 +22,13 @@ template <typename T> struct alignas(16) Pack {
   T at[size];
 };
 
-template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T* p) { return *reinterpret_cast<const Pack<T>*>(p); }
+// By a type of 16 bytes that has nothing to do with T: compilers may take the copy of a Pack apart, into as many accesses as elements.
+template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T* p) {
+  const uint4 bits = *reinterpret_cast<const uint4*>(p);
+  Pack<T> result;
+  memcpy(&result, &bits, sizeof(result));
+  return result;
+}
 template <typename T> __device__ __forceinline__ void store_pack(T* p, const Pack<T>& v) { *reinterpret_cast<Pack<T>*>(p) = v; }
 
 // --- Sums: always in the same order, so that two runs agree to the bit ---------------------------------------------

@@ -1,6 +1,5 @@
 """What a training step may cost: no copies and no waiting on a GPU, no more memory than its parts on a CPU."""
 
-import ctypes
 import gc
 import threading
 import tracemalloc
@@ -41,40 +40,6 @@ def test_a_step_learns_and_agrees_on_all_devices(device):
 
 
 # --- On a GPU -------------------------------------------------------------------------------------------------------
-
-
-class Counters(ctypes.Structure):
-    """What the simulated device has counted."""
-
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            "kernel_launches graph_launches graph_nodes gemm_calls blas_calls "
-            "host_to_device host_to_device_bytes device_to_host device_to_host_bytes "
-            "device_to_device device_to_device_bytes memsets "
-            "mallocs frees bytes_in_use peak_bytes synchronizations captures compiles"
-        ).split()
-    ]
-
-
-@pytest.fixture
-def count():
-    """A function that runs something on the simulated GPU and returns what it added to the counters."""
-    if not gp.is_available():
-        pytest.skip(f"no CUDA device: {gp.device_report()['cuda_reason']}")
-    try:
-        read = ctypes.CDLL("libcuda.so.1").cudasim_counters
-    except (OSError, AttributeError):
-        pytest.skip("copies and synchronisations are counted by the simulated GPU only")
-    read.restype = ctypes.POINTER(Counters)
-
-    def run(work):
-        names = [name for name, _ in Counters._fields_]
-        before = [getattr(read().contents, name) for name in names]
-        work()
-        return {name: getattr(read().contents, name) - b for name, b in zip(names, before)}
-
-    return run
 
 
 @pytest.mark.cuda

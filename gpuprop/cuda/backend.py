@@ -78,6 +78,8 @@ class CudaBackend(Backend):
                 "index_add": "gpuprop.cuda.indexing:index_add",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
+                "norm_all": "gpuprop.cuda.segments:norm_all",
+                "clip_all": "gpuprop.cuda.segments:clip_all",
                 "philox": "gpuprop.cuda.random:words",
             },
         )

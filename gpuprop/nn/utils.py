@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import inf, isfinite
+from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
-import numpy as np
-
 from .._tensor import Tensor, zeros
-from ..device import BACKENDS, copy_to
+from ..device import BACKENDS, backend_for, copy_to, device_scope
 from ..errors import AnomalyError, ArgumentError, OptionError
 
 
@@ -18,8 +16,8 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scales all gradients by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one vector; returns the norm.
 
-    The norm is summed parameter by parameter, so that its bits do not depend on where they lie. It stays on the device and
-    nobody waits for it, unless `error_if_nonfinite` asks for its value.
+    The norm stays on the device and nobody waits for it, unless `error_if_nonfinite` asks for its value. An optimizer with
+    `max_grad_norm` does the same within its step, and leaves the gradients as they are.
     Raises: OptionError for norm_type <= 0; AnomalyError for a norm that is not finite, if asked for.
     """
     if not norm_type > 0:
@@ -27,27 +25,33 @@ def clip_grad_norm_(
     gradients = _gradients("clip_grad_norm_", parameters)
     if not gradients:
         return zeros(())
-    place = gradients[0].device
-    apart = any(g.device != place for g in gradients)
-    parts = [_total(g.data, norm_type) for g in gradients]
-    if apart:
-        parts = [copy_to(part, place) for part in parts]
-    backend = BACKENDS[type(parts[0])]
-    with backend.scope(place):
-        total = backend.xp.stack(parts)
-        total = total.max() if norm_type == inf else total.sum() ** (1.0 / norm_type)
-        norm = Tensor(_array(total))
-        scale = _array(backend.xp.minimum(max_norm / (total + 1e-6), 1.0))
-    if error_if_nonfinite and not isfinite(norm.item()):
-        raise AnomalyError(
-            f"clip_grad_norm_: expected a finite norm, got {norm.item()}; gp.detect_anomaly() finds the cause"
-        )
+    by_device: dict[Any, list[Any]] = {}
     for g in gradients:
-        own = BACKENDS[type(g.data)]
-        with own.scope(g.device):
-            own.xp.multiply(g.data, copy_to(scale, g.device) if apart else scale, out=g.data, casting="same_kind")
+        by_device.setdefault(g.device, []).append(g.data)
+    norm = norm_of_all(by_device, norm_type)
+    if error_if_nonfinite and not isfinite(Tensor(norm).item()):
+        raise AnomalyError(
+            f"clip_grad_norm_: expected a finite norm, got {Tensor(norm).item()}; gp.detect_anomaly() finds the cause"
+        )
+    for device, arrays in by_device.items():
+        with device_scope(device):
+            backend_for(device).xp.clip_all(arrays, copy_to(norm, device), max_norm)
+    for g in gradients:
         g._changed()
-    return norm
+    return Tensor(norm)
+
+
+def norm_of_all(by_device: Mapping[Any, list[Any]], norm_type: float = 2.0) -> Any:
+    """The norm of arrays on one or several devices, as a 0-d array on the first of these."""
+    norms = []
+    for device, arrays in by_device.items():
+        with device_scope(device):
+            norms.append(backend_for(device).xp.norm_all(arrays, norm_type))
+    if len(norms) == 1:
+        return norms[0]
+    first = next(iter(by_device))
+    with device_scope(first):
+        return backend_for(first).xp.norm_all([copy_to(norm, first) for norm in norms], norm_type)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -65,22 +69,3 @@ def _gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Ten
         if not isinstance(p, Tensor):
             raise ArgumentError(f"{function}: expected parameters, got {type(p).__name__}; use model.parameters()")
     return [p.grad for p in given if p.grad is not None]
-
-
-def _total(array: Any, norm_type: float) -> Any:
-    """The sum of |g|^norm_type, or the maximum of |g|, as a 0-d array; float16 is summed in float32."""
-    backend = BACKENDS[type(array)]
-    xp = backend.xp
-    with backend.scope(backend.device_of(array)):
-        if array.dtype.itemsize < 4:
-            array = array.astype(xp.float32)
-        if norm_type == 2:
-            return _array(xp.multiply(array, array).sum())
-        if norm_type == inf:
-            return _array(xp.abs(array).max()) if array.size else xp.zeros((), array.dtype)
-        return _array((xp.abs(array) ** norm_type).sum())
-
-
-def _array(value: Any) -> Any:
-    """A 0-d array where NumPy has made a scalar of one."""
-    return np.asarray(value) if isinstance(value, np.generic) else value

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._op import op
 from ..cuda.elementwise import elementwise
+from ..cuda.rowwise import rowwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line
 
@@ -499,3 +500,7 @@ def log_softmax(xp, x, *, axis=-1):
 @log_softmax.grad("x")
 def _(xp, dy, y, *, axis):
     return dy - xp.exp(y) * xp.sum(dy, axis=axis if y.ndim else None, keepdims=True)
+
+
+softmax.cuda = rowwise("rows.cu", "Softmax")
+log_softmax.cuda = rowwise("rows.cu", "LogSoftmax")

@@ -12,6 +12,7 @@ import numpy as np
 
 from .._op import op
 from .._tensor import install
+from ..cuda.elementwise import elementwise
 from ..testing import Draw, Sample, apart, between, positive, real_line
 from .arithmetic import LN2
 
@@ -449,6 +450,7 @@ def _(xp, dy, y):
 
 
 tanh.cpu = np.tanh
+tanh.cuda = elementwise("activations.cu", "Tanh")
 
 
 @op(samples=real_line, method=True)

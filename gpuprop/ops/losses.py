@@ -8,11 +8,13 @@ CPU; on a GPU the result is NaN, and the host's next read raises.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from .._op import op
+from ..cuda.losses import CrossEntropy, ElementLoss
 from ..errors import BoundsError, DtypeError, OptionError, ShapeError
 from ..tape import ONE
 from ..testing import Draw, ErrorSample, Sample
@@ -90,6 +92,9 @@ def _(xp, dy, input, target, *, reduction):
     return slope, -slope
 
 
+mse_loss.cuda = ElementLoss("Mse", negated=("target",))
+
+
 @op(samples=_pairs, errors=_bad_pairs)
 def l1_loss(xp, input, target, *, reduction="mean"):
     """Absolute error: loss = |input - target|, with gradient 0 where they are equal. Shapes: input, target (...)."""
@@ -102,6 +107,9 @@ def l1_loss(xp, input, target, *, reduction="mean"):
 def _(xp, dy, input, target, *, reduction):
     slope = _share(dy, input.shape, reduction) * xp.sign(input - target)
     return slope, -slope
+
+
+l1_loss.cuda = ElementLoss("L1", negated=("target",))
 
 
 def _with_beta(draw: Draw):
@@ -142,6 +150,9 @@ def _(xp, dy, input, target, *, reduction, beta):
     return slope, -slope
 
 
+smooth_l1_loss.cuda = ElementLoss("SmoothL1", negated=("target",), allowed=lambda beta: beta >= 0)
+
+
 def _with_delta(draw: Draw):
     yield from _pairs(draw)
     yield Sample(draw.apart(2, 5), draw.apart(2, 5) + 0.01, delta=0.3)
@@ -173,6 +184,9 @@ def huber_loss(xp, input, target, *, reduction="mean", delta=1.0):
 def _(xp, dy, input, target, *, reduction, delta):
     slope = _share(dy, input.shape, reduction) * xp.clip(input - target, -delta, delta)
     return slope, -slope
+
+
+huber_loss.cuda = ElementLoss("Huber", negated=("target",), allowed=lambda delta: delta > 0)
 
 
 # --- Class labels ---------------------------------------------------------------------------------------------------
@@ -210,9 +224,18 @@ def _check_classes(name, xp, input, target, weight, ignore_index, reduction, lab
     _check_reduction(name, reduction, math.prod(rows))
     if kind in "iu":
         outside = xp.logical_and(xp.logical_or(target < 0, target >= classes), target != ignore_index)
-        xp.report_if(
-            outside, f"{name}: expected labels from 0 to {classes - 1} or ignore_index={ignore_index}, got one outside"
-        )
+        xp.report_if(outside, *_label_outside(name, classes, ignore_index))
+
+
+def _label_outside(name, classes, ignore_index):
+    return (
+        f"{name}: expected labels from 0 to {classes - 1} or ignore_index={ignore_index}, got one outside",
+        BoundsError,
+    )
+
+
+def _no_row_counts(name):
+    return f"{name}: expected at least one row that counts for a mean, got none with a weight above 0", ShapeError
 
 
 def _class_shares(xp, input, target, weight, ignore_index, label_smoothing=0.0):
@@ -245,11 +268,7 @@ def _reduced_by_class(name, xp, losses, divisor, reduction):
     if reduction == "sum":
         return total
     if not isinstance(divisor, int):
-        xp.report_if(
-            divisor == 0,
-            f"{name}: expected at least one row that counts for a mean, got none with a weight above 0",
-            ShapeError,
-        )
+        xp.report_if(divisor == 0, *_no_row_counts(name))
     return total / divisor
 
 
@@ -380,6 +399,11 @@ def _(dy, dlogits):
     return dlogits if dy is ONE else dlogits * dy
 
 
+cross_entropy.cuda = CrossEntropy(
+    outside=functools.partial(_label_outside, "cross_entropy"), nothing=_no_row_counts("cross_entropy")
+)
+
+
 def _only_labels(draw: Draw):
     yield from _bad_labels(draw)
     yield ErrorSample(draw.normal(2, 3), draw.probabilities(2, 3), error=DtypeError, match="integer labels.*float64")
@@ -496,6 +520,11 @@ def _(xp, dy, input, weight, pos_weight, *, reduction):
     return _share(dy, input.shape, reduction) * _weighted(slope, weight)
 
 
+binary_cross_entropy_with_logits.cuda = ElementLoss(
+    "BinaryCrossEntropy", inputs=("input", "target", "weight", "pos_weight")
+)
+
+
 # --- Distributions --------------------------------------------------------------------------------------------------
 
 
@@ -590,6 +619,9 @@ def _(xp, dy, input, target, *, log_input, full, eps, reduction):
     return _share(dy, input.shape, reduction) * slope
 
 
+poisson_nll_loss.cuda = ElementLoss("PoissonNll")
+
+
 def _variances(draw: Draw):
     for reduction in REDUCTIONS:
         yield Sample(draw.normal(2, 5), draw.normal(2, 5), draw.positive(2, 5), reduction=reduction)
@@ -609,9 +641,25 @@ def _bad_variances(draw: Draw):
     yield ErrorSample(x, t, draw.positive(2, 3), reduction="avg", error=OptionError, match="'avg'")
 
 
+_NEGATIVE_VARIANCE = "gaussian_nll_loss: expected variances of at least 0, got one below"
+
+
+def _check_variances(shape, var):
+    one_per_row = (*shape[:-1], 1)
+    if var.shape not in (shape, one_per_row, shape[:-1], ()):
+        raise ShapeError(
+            f"gaussian_nll_loss: expected variances of the input's shape {shape}, {one_per_row} or {shape[:-1]}, "
+            f"got {var.shape}"
+        )
+
+
+def _one_per_row(shape, var):
+    return len(var.shape) == len(shape) - 1 and len(var.shape) > 0
+
+
 def _precision(xp, input_shape, var, eps):
     """1 / max(var, eps), in a shape that broadcasts."""
-    if len(var.shape) == len(input_shape) - 1 and len(var.shape):
+    if _one_per_row(input_shape, var):
         var = xp.expand_dims(var, -1)
     return 1 / xp.maximum(var, eps)
 
@@ -628,13 +676,8 @@ def gaussian_nll_loss(xp, input, target, var, *, full=False, eps=1e-6, reduction
     """
     _check_same_shape("gaussian_nll_loss", input, target)
     _check_reduction("gaussian_nll_loss", reduction, input.size)
-    one_per_row = (*input.shape[:-1], 1)
-    if var.shape not in (input.shape, one_per_row, input.shape[:-1], ()):
-        raise ShapeError(
-            f"gaussian_nll_loss: expected variances of the input's shape {input.shape}, {one_per_row} or "
-            f"{input.shape[:-1]}, got {var.shape}"
-        )
-    xp.report_if(var < 0, "gaussian_nll_loss: expected variances of at least 0, got one below")
+    _check_variances(input.shape, var)
+    xp.report_if(var < 0, _NEGATIVE_VARIANCE)
     precision = _precision(xp, input.shape, var, eps)
     difference = input - target
     losses = 0.5 * (difference * difference * precision - xp.log(precision))
@@ -652,7 +695,22 @@ def _(xp, dy, input, target, var, *, eps, reduction):
     precision = _precision(xp, input.shape, var, eps)
     difference = (input - target) * precision
     slope = _share(dy, input.shape, reduction) * (0.5 * (precision - difference * difference))
-    return xp.sum(slope, axis=-1) if len(var.shape) == len(input.shape) - 1 and len(var.shape) else slope
+    return xp.sum(slope, axis=-1) if _one_per_row(input.shape, var) else slope
+
+
+def _aligned_variances(shape, var):
+    _check_variances(shape, var)
+    return var.reshape(*var.shape, 1) if _one_per_row(shape, var) else var
+
+
+gaussian_nll_loss.cuda = ElementLoss(
+    "GaussianNll",
+    inputs=("input", "var", "target"),
+    slopes=("input", "var"),
+    negated=("target",),
+    aligned=_aligned_variances,
+    reports=(_NEGATIVE_VARIANCE, BoundsError),
+)
 
 
 # --- Similarity -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from .._op import op
+from ..cuda.rowwise import Norm
 from ..errors import ShapeError
 from ..testing import Draw, ErrorSample, Sample
 
@@ -79,6 +80,9 @@ def _(xp, dy):
     return dy
 
 
+layer_norm.cuda = Norm(centred=True)
+
+
 def _without_bias(draw: Draw):
     for sample in _layers(draw):
         yield Sample(*sample.inputs[:2], **sample.options)
@@ -115,6 +119,9 @@ def _(xp, dy, x, weight, *, normalized_shape, eps):
     d = _scaled(dy, weight)
     dx = scale * (d - unit * xp.mean(d * unit, axis=axes, keepdims=True))
     return dx, None if weight is None else dy * unit
+
+
+rms_norm.cuda = Norm(centred=False, epsilon=_epsilon)
 
 
 # --- Per channel ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 
 from .._op import op
 from .._tensor import install
+from ..cuda.rowwise import LogSumExp
 from ..errors import BoundsError, OptionError, ShapeError
 from ..tape import is_floating
 from ..testing import Draw, ErrorSample, Sample
@@ -178,6 +179,9 @@ def _(xp, dy, x, y, *, axis, keepdims):
     shares = xp.exp(x - y)  # but for the rounding of y, which matters where it is large: divided by their sum
     shares = quotient(xp, shares, xp.sum(shares, axis=axis, keepdims=True))
     return expanded(xp, dy, x.shape, axis, keepdims) * shares
+
+
+logsumexp.cuda = LogSumExp()
 
 
 # --- Norms ----------------------------------------------------------------------------------------------------------

@@ -35,9 +35,10 @@ def direction(xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) ->
 
 def not_nothing(eps: float, blocks: list[tuple]) -> float:
     """`eps`, or the smallest normal number where the parameters' dtype (float16) would round it to 0, and 0 / 0 give no number."""
-    return max(eps, _smallest(blocks[0][0].dtype)) if blocks else eps
+    return max(eps, smallest(blocks[0][0].dtype)) if blocks else eps
 
 
 @cache
-def _smallest(dtype: Any) -> float:
+def smallest(dtype: Any) -> float:
+    """The smallest normal number of a dtype."""
     return float(np.finfo(dtype if dtype.kind == "f" else np.float32).tiny)  # bfloat16 has the range of float32

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..cuda.optim import flat
 from ._shared import direction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
-class Adagrad(Optimizer):
+class Adagrad(Optimizer, cuda=flat("Adagrad", "sum")):
     """a = a + g^2; p = p - lr / (1 + (t - 1) lr_decay) * g / (sqrt(a) + eps).
 
     a begins at `initial_accumulator_value`; `weight_decay` adds `weight_decay * p` to g.
@@ -27,10 +28,15 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ):
         options = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
-            params, {**options, "initial_accumulator_value": initial_accumulator_value, "maximize": maximize}
+            params,
+            {**options, "initial_accumulator_value": initial_accumulator_value, "maximize": maximize},
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
         )
 
     def check(self, group: dict[str, Any]) -> None:
@@ -41,6 +47,9 @@ class Adagrad(Optimizer):
 
     def first_value(self, group: dict[str, Any]) -> float:
         return group["initial_accumulator_value"]
+
+    def scalars(self, group: dict[str, Any], least: float) -> tuple[float, ...]:
+        return group["lr"], group["lr_decay"], max(group["eps"], least)
 
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         rate = group["lr"] / (1 + (step - 1) * group["lr_decay"])

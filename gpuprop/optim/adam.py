@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import expm1, log, sqrt
+from math import expm1, inf, log, sqrt
 from typing import Any
 
+from ..cuda.optim import flat
 from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
 
@@ -15,7 +16,7 @@ def correction(beta: float, step: int) -> float:
     return -expm1(step * log(beta)) if beta else 1.0
 
 
-class Adam(Optimizer):
+class Adam(Optimizer, cuda=flat("Adam", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")):
     """m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m' / (sqrt(v') + eps), with m' = m / (1 - beta1^t), v' alike.
 
     `weight_decay` adds `weight_decay * p` to g; `amsgrad` uses the largest v so far.
@@ -33,9 +34,16 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ):
         options = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
+        super().__init__(
+            params,
+            {**options, "amsgrad": amsgrad, "maximize": maximize},
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+        )
 
     def check(self, group: dict[str, Any]) -> None:
         not_negative(type(self).__name__, group, "lr", "eps", "weight_decay")
@@ -44,6 +52,11 @@ class Adam(Optimizer):
 
     def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def scalars(self, group: dict[str, Any], least: float) -> tuple[float, ...]:
+        # In float64 here: the logarithm of a rounded beta would miss 1 - beta^t by 1e-5.
+        parts = [part for beta in group["betas"] for part in (beta, 1 - beta, log(beta) if beta else -inf)]
+        return group["lr"], *parts, group["eps"], least
 
     def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
         """Where `weight_decay` enters: here into the gradient."""
@@ -76,7 +89,7 @@ class Adam(Optimizer):
             xp.subtract(p, s, p)
 
 
-class AdamW(Adam):
+class AdamW(Adam, **Adam.fused):
     """Adam with the decay outside of the moments: p = (1 - lr weight_decay) p, then Adam's step.
 
     Raises: as Adam.
@@ -93,8 +106,23 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+        )
+
+    def decays(self, group: dict[str, Any]) -> tuple[float, float]:
+        return 0.0, 1 - group["lr"] * group["weight_decay"]
 
     def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
         xp.multiply(p, 1 - group["lr"] * group["weight_decay"], p)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from .._norm import clipping_factor
 from .._tensor import Tensor, number
 from ..device import BACKENDS, Backend, Device, copy_to, device_of, device_scope
 from ..errors import ArgumentError, CheckpointError, OptionError
 from ..nn.parameter import Parameter, flat_zeros, padded
+from ..nn.utils import norm_of_all
 from ..tape import enable_grad
+from ._shared import fraction, smallest
+
+if TYPE_CHECKING:
+    from ..cuda.optim import Flat, FlatStep
 
 # Elements per block of an update. On a CPU all arrays of a block stay in the second-level cache: an Adam step of 1.86 million
 # float32 takes 5.0 ms unblocked, 2.9 ms in blocks of 32K, 3.2 ms in blocks of 16K, 4.6 ms in blocks of 4K. Elsewhere a block
@@ -34,9 +40,23 @@ class Run(NamedTuple):
 
     backend: Backend
     device: Device
-    blocks: list[tuple]  # (parameter, gradient, *state, *scratch), flat
-    states: list[dict[str, Any]]
+    values: Any  # this and what follows: flat arrays of one size
+    gradient: Any
+    states: dict[str, Any]
+    average: Any  # of the values over the steps, or None
+    blocks: list[tuple]  # for `update`: (parameter, gradient, *state, *scratch); none where a kernel makes the step
+    records: list[dict[str, Any]]  # `state[p]` of its parameters, if anything is kept
     versions: list[list[int]]
+
+
+Runs = list[tuple[int, Run]]  # each with the number of its group
+
+
+class Work(NamedTuple):
+    """What a step updates: run by run, and by kernels that take all of one device and dtype at once."""
+
+    plain: Runs
+    fused: dict[tuple[Device, Any], Runs]
 
 
 class Table(NamedTuple):
@@ -65,14 +85,38 @@ class Optimizer:
     """Updates parameters from their gradients; `step()` reads the options from `param_groups` each time.
 
     params: parameters, or dicts with "params" and options of their own.
+    max_grad_norm: gradients are multiplied by min(1, max_grad_norm / (norm + 1e-6)) within the step, norm being that of all of them as
+    one vector; `.grad` stays as it is. ema_decay: `state[p]["ema"]` is ema_decay * ema + (1 - ema_decay) * p after each step, and begins
+    as p before the first.
     A parameter without a gradient is skipped, and its step count does not advance. `state[p]` holds the step count and, under
     PyTorch's names, tensors that are parts of flat memory: change them in place or by `load_state_dict`.
     """
 
-    def __init__(self, params: Iterable, defaults: dict[str, Any]):
+    fused: ClassVar[Mapping[str, Flat]] = {}
+    _work: Work
+
+    def __init_subclass__(cls, **fused: Flat) -> None:
+        """`class Adam(Optimizer, cuda=flat(...))`: kernels that make the step, by backend. A subclass may compute something else, so
+        it has none until it says so."""
+        super().__init_subclass__()
+        cls.fused = fused
+
+    def __init__(
+        self,
+        params: Iterable,
+        defaults: dict[str, Any],
+        *,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+    ):
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise OptionError(f"{self._name}: expected max_grad_norm > 0, got {max_grad_norm}")
+        if ema_decay is not None:
+            fraction(self._name, "ema_decay", ema_decay)
         self.defaults = defaults
+        self.max_grad_norm, self.ema_decay = max_grad_norm, ema_decay
         self.param_groups: list[dict[str, Any]] = []
-        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        self._state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._forget_places()
         if isinstance(params, (Tensor, str)) or not isinstance(params, Iterable):
             raise ArgumentError(
@@ -107,24 +151,71 @@ class Optimizer:
         """Makes one step in place. A block is (parameter, gradient, *state, *scratch), all flat; gradients are only read."""
         raise NotImplementedError
 
+    def scalars(self, group: dict[str, Any], least: float) -> tuple[float, ...]:
+        """The options of a group as the kernel's rule has them, in its order. least: the smallest normal number of the dtype."""
+        raise NotImplementedError
+
+    def decays(self, group: dict[str, Any]) -> tuple[float, float]:
+        """What, times the parameter, is added to its gradient; and what the parameter itself is multiplied by. For kernels."""
+        return group["weight_decay"], 1.0
+
     # --- steps --------------------------------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates each parameter that has a gradient. `closure`, if given, first computes the loss and gradients; returns its loss."""
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        grad_scale: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Any:
+        """Updates each parameter that has a gradient. `closure`, if given, first computes the loss and gradients; returns its loss.
+
+        grad_scale: what gradients are multiplied by first. skip: no step is made where it is not 0. Both tensors of one element, on a
+        GPU read there: nobody waits for them.
+        """
         loss = None
         if closure is not None:
             with enable_grad():
                 loss = closure()
         now = next(number)
-        for index, group in enumerate(self.param_groups):
-            names, table = self.state_names(group), self._tables[index]
-            if table is None or table.names != names or not table.holds():
-                table = self._tables[index] = self._tabulate(group, names)
-            for run in table.runs:
-                self._advance(run, group, now)
-            for p in table.loose:
-                self._advance_loose(p, group, names, now)
+        work, copies = self._prepare()
+        scale, skipping = _scalar("grad_scale", grad_scale), _scalar("skip", skip)
+        norm = None if self.max_grad_norm is None else self._norm(work)
+        for place, runs in work.fused.items():
+            with device_scope(place[0]):
+                given = [None if x is None else copy_to(x, place[0]) for x in (norm, scale, skipping)]
+                self._steppers[place].step(runs, self._rows(place[1]), *given)
+        if skipping is not None and work.fused:
+            self._unsettled = True
+        elif work.fused:
+            for runs in work.fused.values():
+                for _, run in runs:
+                    for record in run.records:
+                        record["step"] += 1
+        if work.plain and not (skipping is not None and bool(Tensor(skipping))):
+            self._step_plainly(work.plain, norm, scale)
+        for _, run in (*work.plain, *(each for runs in work.fused.values() for each in runs)):
+            for version in run.versions:
+                version[0] = now
+        for array, flat in copies:
+            array[...] = flat.reshape(array.shape)
         return loss
+
+    @property
+    def state(self) -> defaultdict[Tensor, dict[str, Any]]:
+        """What is kept by parameter. After steps with `skip` on a GPU this waits: only the device knows how many were made."""
+        if self._unsettled:
+            self._unsettled = False
+            for place, runs in self._work.fused.items():
+                for (_, run), made in zip(runs, self._steppers[place].steps()):
+                    for record in run.records:
+                        record["step"] = made
+        return self._state
+
+    @state.setter
+    def state(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        self._unsettled = False
+        self._state = defaultdict(dict, state)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, which touches no memory; or, if not `set_to_none`, overwrites them with zeros."""
@@ -134,31 +225,98 @@ class Optimizer:
                 if leaf is not None and leaf.grad is not None:
                     leaf.grad = None if set_to_none else leaf.grad.detach().zero_()
 
-    def _advance(self, run: Run, group: dict[str, Any], now: int) -> None:
-        step = 0
-        for state in run.states:
-            step = state["step"] = state["step"] + 1
-        with run.backend.scope(run.device):
-            self.update(run.backend.xp, group, step, run.blocks)
-        for version in run.versions:
-            version[0] = now
+    def _prepare(self) -> tuple[Work, list[tuple[Any, Any]]]:
+        """What there is to do, and what to copy afterwards: (array of a parameter, its new values)."""
+        fresh = False
+        for index, group in enumerate(self.param_groups):
+            names, table = self._names(group), self._tables[index]
+            if table is None or table.names != names or not table.holds():
+                self._tables[index] = self._tabulate(group, names)
+                fresh = True
+        tables: list[Table] = self._tables  # type: ignore[assignment]
+        if not fresh and not any(table.loose for table in tables):
+            return self._work, []
+        runs, copies = [(index, run) for index, table in enumerate(tables) for run in table.runs], []
+        for index, table in enumerate(tables):
+            for p in table.loose:
+                run = self._loose_run(p, table.names)
+                runs.append((index, run))
+                if not p.data.flags.c_contiguous:
+                    copies.append((p.data, run.values))
+        work = self._work = Work([], {})
+        for index, run in runs:
+            if run.blocks or not run.values.size:
+                work.plain.append((index, run))
+            else:
+                work.fused.setdefault((run.device, run.values.dtype), []).append((index, run))
+        for place, members in work.fused.items():
+            if place not in self._steppers:
+                self._steppers[place] = self.fused[members[0][1].backend.name].stepper(place[1])
+            with device_scope(place[0]):
+                self._steppers[place].load(members)
+        return work, copies
 
-    def _advance_loose(self, p: Tensor, group: dict[str, Any], names: tuple[str, ...], now: int) -> None:
-        array, gradient = p.data, p.grad.data  # type: ignore[union-attr]
-        with device_scope(p.device):
-            flat = array.reshape(-1)
-            gradient = gradient.astype(array.dtype, copy=False).reshape(-1)
-            states = [self.state[p][name].data.reshape(-1) for name in names]
-            self._advance(self._run([p], names, flat, gradient, states), group, now)
-            if not array.flags.c_contiguous:  # then `flat` is a copy
-                array[...] = flat.reshape(array.shape)
+    def _norm(self, work: Work) -> Any:
+        """The norm of all gradients, as a 0-d array."""
+        if len(work.fused) == 1 and not any(run.values.size for _, run in work.plain):
+            (place,) = work.fused
+            with device_scope(place[0]):
+                return self._steppers[place].norm()
+        gradients: dict[Device, list[Any]] = {}
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            gradients.setdefault(p.device, []).append(p.grad.data)
+        return norm_of_all(gradients) if gradients else None
+
+    def _rows(self, dtype: Any) -> list[tuple[float, ...]]:
+        """The options of all groups, as kernels get them."""
+        keep = self.ema_decay or 0.0
+        others = keep, 1 - keep, self.max_grad_norm or 0.0
+        return [
+            (*self.scalars(group, smallest(dtype)), -1.0 if group["maximize"] else 1.0, *self.decays(group), *others)
+            for group in self.param_groups
+        ]
+
+    def _step_plainly(self, runs: Runs, norm: Any, scale: Any) -> None:
+        """Steps by `update`, run by run."""
+        for index, run in runs:
+            step = 0
+            for record in run.records:
+                step = record["step"] = record["step"] + 1
+            group, xp = self.param_groups[index], run.backend.xp
+            with run.backend.scope(run.device):
+                if norm is None and scale is None and run.average is None:
+                    self.update(xp, group, step, run.blocks)
+                    continue
+                factor = self._factor(xp, *(None if x is None else copy_to(x, run.device) for x in (norm, scale)))
+                start = 0
+                for p, g, *others in run.blocks:
+                    if factor is not None:
+                        g = xp.multiply(g, factor, out=self._spare(run, p.size), casting="same_kind")
+                    self.update(xp, group, step, [(p, g, *others)])
+                    if run.average is not None:
+                        average = run.average[start : start + p.size]
+                        xp.multiply(average, self.ema_decay, average)
+                        xp.add(average, xp.multiply(p, 1 - self.ema_decay, others[-1]), average)  # type: ignore[operator]
+                    start += p.size
+
+    def _factor(self, xp: Any, norm: Any, scale: Any) -> Any:
+        """What gradients are multiplied by, as a 0-d array, or None."""
+        if norm is None:
+            return scale
+        if scale is None:
+            return clipping_factor(xp, norm, self.max_grad_norm)  # type: ignore[arg-type]
+        return clipping_factor(xp, norm * xp.abs(scale), self.max_grad_norm) * scale  # type: ignore[arg-type]
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
     def _tabulate(self, group: dict[str, Any], names: tuple[str, ...]) -> Table:
         """Sorts a group's parameters into maximal runs, in the order in which they lie in memory."""
         present = [p for p in group["params"] if p.grad is not None]
-        flat = sorted((p for p in present if lies_flat(p)), key=lambda p: (id(p.segment.chunk), p.segment.start))
+        at_home = [p for p in present if lies_flat(p)]
+        chunks: dict[int, int] = {}  # in the order of the parameters: addresses would make norms depend on chance
+        for p in at_home:
+            chunks.setdefault(id(p.segment.chunk), len(chunks))
+        flat = sorted(at_home, key=lambda p: (chunks[id(p.segment.chunk)], p.segment.start))
         loose = [p for p in present if not lies_flat(p)]
         for name in names:
             for strip in strips(p for p in flat if not self._is_placed(p, name)):
@@ -193,18 +351,29 @@ class Optimizer:
         states = [place.flat[place.start : place.start + stop - start] for place in places]
         return self._run(members, names, chunk.data[start:stop], chunk.gradient[start:stop], states)
 
+    def _loose_run(self, p: Tensor, names: tuple[str, ...]) -> Run:
+        """A run of one parameter whose values or gradient the user put elsewhere; of copies where they are not in C order."""
+        with device_scope(p.device):
+            gradient = p.grad.data.astype(p.dtype, copy=False).reshape(-1)  # type: ignore[union-attr]
+            states = [self._state[p][name].data.reshape(-1) for name in names]
+            return self._run([p], names, p.data.reshape(-1), gradient, states)
+
     def _run(self, members: list, names: tuple[str, ...], values: Any, gradient: Any, states: list) -> Run:
-        """A run over flat arrays, cut into blocks."""
+        """A run over flat arrays, cut into blocks unless a kernel takes it whole."""
         backend, device = BACKENDS[type(values)], device_of(values)
-        length = min(BLOCK.get(backend.name, LONG_BLOCK), values.size)
-        scratch = self._scratch_for(values, length)
+        kept = dict(zip(names, states))
+        average = kept.pop("ema", None)
+        kernel = self.fused.get(backend.name)
         blocks = []
-        for start in range(0, values.size, length or 1):
-            stop = min(start + length, values.size)
-            parts = [array[start:stop] for array in (values, gradient, *states)]
-            blocks.append((*parts, *(array[: stop - start] for array in scratch)))
-        kept = [self.state[p] for p in members] if names else []
-        return Run(backend, device, blocks, kept, [p.version() for p in members])
+        if kernel is None or not kernel.takes(values.dtype):
+            length = min(BLOCK.get(backend.name, LONG_BLOCK), values.size)
+            scratch = self._scratch_for(values, length)[: self.scratch]
+            for start in range(0, values.size, length or 1):
+                stop = min(start + length, values.size)
+                parts = [array[start:stop] for array in (values, gradient, *kept.values())]
+                blocks.append((*parts, *(array[: stop - start] for array in scratch)))
+        records = [self._state[p] for p in members] if names else []
+        return Run(backend, device, values, gradient, kept, average, blocks, records, [p.version() for p in members])
 
     def _scratch_for(self, values: Any, length: int) -> list[Any]:
         key = device_of(values), values.dtype
@@ -212,12 +381,26 @@ class Optimizer:
             self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(self.scratch)]
         return self._scratch[key]
 
+    def _spare(self, run: Run, length: int) -> Any:
+        """One more array to compute in, for scaled gradients."""
+        scratch = self._scratch[run.device, run.values.dtype]
+        if len(scratch) == self.scratch:
+            scratch.append(flat_zeros(scratch[0].size, run.values.dtype, run.device))
+        return scratch[-1][:length]
+
     # --- state --------------------------------------------------------------------------------------------------
 
     def _forget_places(self) -> None:
         self._places: dict[tuple[Tensor, str], Place] = {}
         self._tables: list[Table | None] = [None] * len(self.param_groups)
         self._scratch: dict[Any, list[Any]] = {}
+        self._work = Work([], {})
+        self._steppers: dict[tuple[Device, Any], FlatStep] = {}
+        self._unsettled = False  # whether only the device knows how many steps were made
+
+    def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names of all that is kept per parameter."""
+        return (*self.state_names(group), "ema") if self.ema_decay is not None else self.state_names(group)
 
     def _is_placed(self, p: Tensor, name: str) -> bool:
         """Whether this state of the parameter lies in flat memory, on its device and in its dtype."""
@@ -230,7 +413,7 @@ class Optimizer:
         """Gives neighbours flat memory for one kind of state, laid out as they are, and takes over what there was."""
         device = strip[0].device
         flat = flat_zeros(padded(length, strip[0].dtype), strip[0].dtype, device)
-        if self.first_value(group):
+        if name != "ema" and self.first_value(group):
             flat.fill(self.first_value(group))
         for p, start in zip(strip, starts):
             view = flat[start : start + p.size].reshape(p.shape)
@@ -238,6 +421,9 @@ class Optimizer:
             if state.get(name) is not None:
                 with device_scope(device):
                     view[...] = copy_to(state[name].data, device)
+            elif name == "ema":
+                with device_scope(device):
+                    view[...] = p.data
             state.setdefault("step", 0)
             state[name] = Tensor(view)
             self._places[p, name] = Place(flat, start, view)
@@ -310,15 +496,13 @@ class Optimizer:
                         state[name] = Tensor(copy_to(array, p.device).astype(p.dtype, copy=True))
         for group, other in zip(self.param_groups, groups):
             group.update({key: value for key, value in other.items() if key != "params"})
-        self.state = defaultdict(dict, loaded)
+        self.state = loaded  # type: ignore[assignment]
         self._forget_places()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = (
-            "_places",
-            "_tables",
-            "_scratch",
-        )  # follow from the rest, and refer to memory that a copy does not share
+        self.state  # noqa: B018  (settled)
+        # What follows from the rest, and refers to memory that a copy does not share.
+        private = ("_places", "_tables", "_scratch", "_work", "_steppers", "_unsettled")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -348,3 +532,13 @@ def strips(params: Iterable, also: Callable[[Any, Any], bool] = lambda p, q: Tru
         else:
             cut.append([p])
     return cut
+
+
+def _scalar(name: str, given: Tensor | None) -> Any:
+    """The only element of a tensor, as a 0-d array."""
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) or given.size != 1:
+        got = f"shape {given.shape}" if isinstance(given, Tensor) else type(given).__name__
+        raise ArgumentError(f"step: expected {name} as a tensor of one element, got {got}; use gp.tensor")
+    return given.data.reshape(())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..cuda.optim import flat
 from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
-class RMSprop(Optimizer):
+class RMSprop(Optimizer, cuda=flat("RmsProp", "square_avg", "grad_avg", "momentum_buffer")):
     """v = alpha v + (1 - alpha) g^2; p = p - lr g / (sqrt(v) + eps).
 
     centered: the mean a of the gradients is kept too, and sqrt(v - a^2) divides. momentum: b = momentum b + g / (...), p = p - lr b.
@@ -29,9 +30,16 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ):
         options = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__(params, {**options, "centered": centered, "maximize": maximize})
+        super().__init__(
+            params,
+            {**options, "centered": centered, "maximize": maximize},
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+        )
 
     def check(self, group: dict[str, Any]) -> None:
         not_negative("RMSprop", group, "lr", "eps", "weight_decay", "momentum")
@@ -44,6 +52,10 @@ class RMSprop(Optimizer):
         if group["momentum"]:
             names.append("momentum_buffer")
         return tuple(names)
+
+    def scalars(self, group: dict[str, Any], least: float) -> tuple[float, ...]:
+        alpha, eps = group["alpha"], max(group["eps"], least)
+        return group["lr"], alpha, 1 - alpha, eps, group["momentum"], float(group["centered"])
 
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]

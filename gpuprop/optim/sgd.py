@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..cuda.optim import flat
 from ..errors import OptionError
 from ._shared import direction, not_negative
 from .optimizer import Optimizer
 
 
-class SGD(Optimizer):
+class SGD(Optimizer, cuda=flat("Sgd", "momentum_buffer")):
     """b = momentum * b + (1 - dampening) * g, the first b being g; p = p - lr * b.
 
     With nesterov p = p - lr * (g + momentum * b). `weight_decay` adds `weight_decay * p` to g.
@@ -28,9 +29,16 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
     ):
         options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize})
+        super().__init__(
+            params,
+            {**options, "nesterov": nesterov, "maximize": maximize},
+            max_grad_norm=max_grad_norm,
+            ema_decay=ema_decay,
+        )
 
     def check(self, group: dict[str, Any]) -> None:
         not_negative("SGD", group, "lr", "momentum", "weight_decay")
@@ -39,6 +47,9 @@ class SGD(Optimizer):
 
     def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
+
+    def scalars(self, group: dict[str, Any], least: float) -> tuple[float, ...]:
+        return group["lr"], group["momentum"], 1 - group["dampening"], float(group["nesterov"])
 
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         lr, momentum, keep = group["lr"], group["momentum"], 1 - group["dampening"]

@@ -1,0 +1,57 @@
+// The Euclidean norm of all gradients as one vector, and what clips them to it.
+#include "segments.cuh"
+
+// What gradients of this norm are multiplied by so that it is at most max_norm; NaN stays NaN.
+template <typename A> __device__ __forceinline__ A clipping_factor(A norm, A max_norm) {
+  const A factor = max_norm / (norm + A(1e-6));
+  return factor > A(1) ? A(1) : factor;
+}
+
+template <typename T> struct SumOfSquares {
+  typedef typename Arithmetic<T>::type A;
+  A sum;
+  const T* gradient;
+  __device__ void chunk(const Segment<T>& s, int, long long begin) { gradient = s.gradient + begin; }
+  template <int W> __device__ __forceinline__ void few(int at) {
+    const Few<T, W> g(gradient + at);
+#pragma unroll
+    for (int k = 0; k < W; ++k) sum += widen<A>(g.at[k]) * widen<A>(g.at[k]);
+  }
+};
+
+// norm = sqrt(sum of g^2). `partials` holds one value per block; the last block adds them up, in their order.
+template <typename T>
+__device__ __forceinline__ void norm_of(const Segment<T>* segments, int count, int chunks,
+                                        typename Arithmetic<T>::type* partials, typename Arithmetic<T>::type* norm,
+                                        unsigned int* ticket) {
+  typedef typename Arithmetic<T>::type A;
+  __shared__ A room[32];
+  SumOfSquares<T> squares = {A(0), nullptr};
+  over_segments(segments, count, chunks, squares);
+  const A sum = block_reduce(squares.sum, Add(), A(0), room);
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+  if (!last_block(ticket, gridDim.x)) return;
+  A total = A(0);
+  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) total += partials[i];
+  total = block_reduce(total, Add(), A(0), room);
+  if (threadIdx.x == 0) *norm = sqrt(total);
+}
+
+template <typename T> struct Clip {
+  typedef typename Arithmetic<T>::type A;
+  A factor;
+  T* gradient;
+  __device__ void chunk(const Segment<T>& s, int, long long begin) { gradient = s.gradient + begin; }
+  template <int W> __device__ __forceinline__ void few(int at) {
+    Few<T, W> g(gradient + at);
+#pragma unroll
+    for (int k = 0; k < W; ++k) g.at[k] = narrow<T>(widen<A>(g.at[k]) * factor);
+    g.store(gradient + at);
+  }
+};
+
+template <typename T, typename A>
+__device__ __forceinline__ void clip_to(const Segment<T>* segments, int count, int chunks, const A* norm, A max_norm) {
+  Clip<T> clip = {clipping_factor(*norm, max_norm), nullptr};
+  over_segments(segments, count, chunks, clip);
+}
