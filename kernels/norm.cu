@@ -9,25 +9,24 @@ template <typename A> __device__ __forceinline__ A clipping_factor(A norm, A max
 
 template <typename T> struct SumOfSquares {
   typedef typename Arithmetic<T>::type A;
+  const Segments& segments;
   A sum;
   const T* gradient;
-  __device__ void chunk(const Segment<T>& s, int, long long begin) { gradient = s.gradient + begin; }
+  __device__ void chunk(const Segment& s, int, long long begin) { gradient = segments.array<T>(s.gradient) + begin; }
   template <int W> __device__ __forceinline__ void few(int at) {
-    const Few<T, W> g(gradient + at);
+    Few<T, W> g;
+    g.load(gradient + at);
 #pragma unroll
     for (int k = 0; k < W; ++k) sum += widen<A>(g.at[k]) * widen<A>(g.at[k]);
   }
 };
 
 // norm = sqrt(sum of g^2). `partials` holds one value per block; the last block adds them up, in their order.
-template <typename T>
-__device__ __forceinline__ void norm_of(const Segment<T>* segments, int count, int chunks,
-                                        typename Arithmetic<T>::type* partials, typename Arithmetic<T>::type* norm,
-                                        unsigned int* ticket) {
-  typedef typename Arithmetic<T>::type A;
+template <typename T, typename A>
+__device__ __forceinline__ void norm_of(const Segments& segments, A* partials, A* norm, unsigned int* ticket) {
   __shared__ A room[32];
-  SumOfSquares<T> squares = {A(0), nullptr};
-  over_segments(segments, count, chunks, squares);
+  SumOfSquares<T> squares = {segments, A(0), nullptr};
+  over_segments<T>(segments, squares);
   const A sum = block_reduce(squares.sum, Add(), A(0), room);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
   if (!last_block(ticket, gridDim.x)) return;
@@ -39,11 +38,13 @@ __device__ __forceinline__ void norm_of(const Segment<T>* segments, int count, i
 
 template <typename T> struct Clip {
   typedef typename Arithmetic<T>::type A;
+  const Segments& segments;
   A factor;
   T* gradient;
-  __device__ void chunk(const Segment<T>& s, int, long long begin) { gradient = s.gradient + begin; }
+  __device__ void chunk(const Segment& s, int, long long begin) { gradient = segments.array<T>(s.gradient) + begin; }
   template <int W> __device__ __forceinline__ void few(int at) {
-    Few<T, W> g(gradient + at);
+    Few<T, W> g;
+    g.load(gradient + at);
 #pragma unroll
     for (int k = 0; k < W; ++k) g.at[k] = narrow<T>(widen<A>(g.at[k]) * factor);
     g.store(gradient + at);
@@ -51,7 +52,7 @@ template <typename T> struct Clip {
 };
 
 template <typename T, typename A>
-__device__ __forceinline__ void clip_to(const Segment<T>* segments, int count, int chunks, const A* norm, A max_norm) {
-  Clip<T> clip = {clipping_factor(*norm, max_norm), nullptr};
-  over_segments(segments, count, chunks, clip);
+__device__ __forceinline__ void clip_to(const Segments& segments, const A* norm, A max_norm) {
+  Clip<T> clip = {segments, clipping_factor(*norm, max_norm), nullptr};
+  over_segments<T>(segments, clip);
 }

@@ -90,8 +90,8 @@ template <typename R, typename A> struct Row {
 };
 
 // What holds for all elements of a chunk. In shared memory, because in registers it would leave too few for the arrays.
-template <typename R, typename T, typename A> struct Current {
-  Segment<T> segment;  // from the chunk on
+template <typename R, typename A> struct Current {
+  Segment segment;  // its arrays, from the chunk on
   alignas(16) Row<R, A> row;
   alignas(16) R rule;
   A factor;  // of the gradient
@@ -105,24 +105,24 @@ template <typename S> __device__ __forceinline__ void together(S& to, const S& f
 
 template <typename R, typename T> struct Update {
   typedef typename Arithmetic<T>::type A;
+  const Segments& segments;
   const Row<R, A>* rows;
   const unsigned int* steps;
   const A *norm, *scale;
-  Current<R, T, A>* current;
+  Current<R, A>* current;
 
-  __device__ __forceinline__ void chunk(const Segment<T>& s, int number, long long begin) {
-    Current<R, T, A>& now = *current;
-    __syncthreads();  // until no thread is at the chunk before
+  __device__ __forceinline__ void chunk(const Segment& s, int number, long long begin) {
+    Current<R, A>& now = *current;
     together(now.segment, s);
     together(now.row, rows[s.options]);
     __syncthreads();
     if (threadIdx.x == 0) {
-      Segment<T>& here = now.segment;
-      here.parameter += begin;
-      here.gradient += begin;
+      const unsigned long long bytes = begin * sizeof(T);
+      now.segment.parameter += bytes;
+      now.segment.gradient += bytes;
       for (int i = 0; i < R::states; ++i)
-        if (here.state[i]) here.state[i] += begin;
-      if (here.average) here.average += begin;
+        if (now.segment.state[i]) now.segment.state[i] += bytes;
+      if (now.segment.average) now.segment.average += bytes;
       now.rule.o = now.row.rule;
       now.rule.begin(A(steps[number] + 1));
       const A given = scale ? *scale : A(1);
@@ -132,17 +132,19 @@ template <typename R, typename T> struct Update {
   }
 
   template <int W> __device__ __forceinline__ void few(int at) {
-    const volatile Segment<T>& s = current->segment;  // volatile: read again for the stores, rather than kept in registers
-    const volatile Row<R, A>& row = current->row;
-    const volatile R& rule = current->rule;
-    Few<T, W> p(s.parameter + at), state[R::states];  // zero where not kept
-    const Few<T, W> g(s.gradient + at);
+    const volatile Current<R, A>& now = *current;  // volatile: read again where it is needed, rather than kept in registers
+    const volatile Segment& s = now.segment;
+    const volatile Row<R, A>& row = now.row;
+    const volatile R& rule = now.rule;
+    Few<T, W> p, g, state[R::states];
+    p.load(segments.array<T>(s.parameter) + at);
+    g.load(segments.array<T>(s.gradient) + at);
 #pragma unroll
     for (int i = 0; i < R::states; ++i)
-      if (i < R::always || s.state[i]) state[i] = Few<T, W>(s.state[i] + at);
+      if (i < R::always || s.state[i]) state[i].load(segments.array<T>(s.state[i]) + at);
 #pragma unroll
     for (int k = 0; k < W; ++k) {
-      A x = widen<A>(p.at[k]), d = widen<A>(g.at[k]) * current->factor, kept[R::states];
+      A x = widen<A>(p.at[k]), d = widen<A>(g.at[k]) * now.factor, kept[R::states];
 #pragma unroll
       for (int i = 0; i < R::states; ++i) kept[i] = widen<A>(state[i].at[k]);
       if (row.weight_decay != A(0)) d += x * row.weight_decay;  // 0 times an infinite parameter would be no number
@@ -150,28 +152,29 @@ template <typename R, typename T> struct Update {
 #pragma unroll
       for (int i = 0; i < R::states; ++i) state[i].at[k] = narrow<T>(kept[i]);
     }
-    p.store(s.parameter + at);
+    p.store(segments.array<T>(s.parameter) + at);
 #pragma unroll
     for (int i = 0; i < R::states; ++i)
-      if (i < R::always || s.state[i]) state[i].store(s.state[i] + at);
+      if (i < R::always || s.state[i]) state[i].store(segments.array<T>(s.state[i]) + at);
     if (!s.average) return;
-    Few<T, W> average(s.average + at);
+    Few<T, W> average;
+    average.load(segments.array<T>(s.average) + at);
 #pragma unroll
     for (int k = 0; k < W; ++k)
       average.at[k] = narrow<T>(widen<A>(average.at[k]) * row.average_keep + widen<A>(p.at[k]) * row.average_rest);
-    average.store(s.average + at);
+    average.store(segments.array<T>(s.average) + at);
   }
 };
 
 // counts: the ticket, then the steps that each segment has made, which the last block advances. norm: of all gradients, to clip them;
 // scale: what gradients are multiplied by; skip: not 0 where no step is to be made. Each of the three may be null.
 template <typename R, typename T, typename A>
-__device__ __forceinline__ void optimizer_step(const Segment<T>* segments, int count, int chunks, const Row<R, A>* rows,
-                                               unsigned int* counts, const A* norm, const A* scale, const A* skip) {
+__device__ __forceinline__ void optimizer_step(const Segments& segments, const Row<R, A>* rows, unsigned int* counts, const A* norm,
+                                               const A* scale, const A* skip) {
   if (skip && *skip != A(0)) return;
-  __shared__ Current<R, T, A> current;
-  Update<R, T> update = {rows, counts + 1, norm, scale, &current};
-  over_segments(segments, count, chunks, update);
+  __shared__ Current<R, A> current;
+  Update<R, T> update = {segments, rows, counts + 1, norm, scale, &current};
+  over_segments<T>(segments, update);
   if (last_block(counts, gridDim.x))
-    for (int i = threadIdx.x; i < count; i += blockDim.x) counts[1 + i] += 1;
+    for (int i = threadIdx.x; i < segments.count; i += blockDim.x) counts[1 + i] += 1;
 }

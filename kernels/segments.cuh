@@ -2,56 +2,61 @@
 #pragma once
 #include "common.cuh"
 
-// Arrays of one size that belong together. Its layout is that of SEGMENT in gpuprop/cuda/segments.py.
-template <typename T> struct Segment {
-  T* parameter;
-  T* gradient;
-  T* state[3];  // null: not kept
-  T* average;   // null: not kept
+// Arrays of one size that belong together, by their addresses (0: not kept). Its layout is that of SEGMENT in gpuprop/cuda/segments.py.
+struct Segment {
+  unsigned long long parameter, gradient, state[3], average;
   long long size;  // in elements
   int first;       // number of its first chunk
   int options;     // which row of the optimizer's options is its
   int packs;       // whether all arrays start at a multiple of 16 bytes
 };
 
+// A table of segments. `origin` is a null pointer: what is reached from an argument of the kernel is in global memory, which the compiler
+// cannot know of a pointer that it loads, and without which it takes slower accesses.
+struct Segments {
+  char* origin;
+  const Segment* at;
+  int count, chunks;
+
+  template <typename T> __device__ __forceinline__ T* array(unsigned long long address) const {
+    return reinterpret_cast<T*>(origin + address);
+  }
+};
+
 // A chunk is what a block takes at a time: four packs per thread and array. No chunk reaches over two segments.
 template <typename T> struct Chunk { static const int length = 256 * 4 * Pack<T>::size; };
 
-// What one access moves: a pack, or a single element. It stays in one piece until an element is asked for; as an array of elements the
-// compiler would take accesses apart, and use twice the registers for 16-bit types.
-template <int bytes> struct Piece;
-template <> struct Piece<2> { typedef unsigned short type; };
-template <> struct Piece<4> { typedef unsigned int type; };
-template <> struct Piece<8> { typedef unsigned long long type; };
-template <> struct Piece<16> { typedef uint4 type; };
-
+// What one access moves: a pack, or a single element.
 template <typename T, int W> struct Few {
-  typedef typename Piece<sizeof(T) * W>::type Whole;
-  union {
-    Whole whole;
-    T at[W];
-  };
-  __device__ __forceinline__ Few() : whole() {}  // zero
-  __device__ __forceinline__ explicit Few(const T* p) : whole(__ldcg(reinterpret_cast<const Whole*>(p))) {}
-  __device__ __forceinline__ void store(T* p) const { __stcg(reinterpret_cast<Whole*>(p), whole); }
+  alignas(sizeof(T) * W) T at[W];
+  __device__ __forceinline__ Few() : at() {}  // zeros
+  __device__ __forceinline__ void load(const T* p) { *this = *reinterpret_cast<const Few*>(p); }
+  __device__ __forceinline__ void store(T* p) const { *reinterpret_cast<Few*>(p) = *this; }
 };
 
 // Calls body.chunk(segment, its number, where in it the chunk begins) when the block turns to a chunk, then body.template few<W>(place in
-// the chunk) for what each thread has of it.
-template <typename T, typename Body>
-__device__ __forceinline__ void over_segments(const Segment<T>* segments, int count, int chunks, Body& body) {
+// the chunk) for what each thread has of it. One thread looks where the chunk lies: if all did, that would be a tenth of the traffic.
+template <typename T, typename Body> __device__ __forceinline__ void over_segments(const Segments& segments, Body& body) {
   const int width = Pack<T>::size, length = Chunk<T>::length;
-  for (int c = blockIdx.x; c < chunks; c += gridDim.x) {
-    int low = 0, high = count - 1;  // the last segment that begins at or before this chunk; empty ones begin where the next does
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (segments[middle].first <= c) low = middle;
-      else high = middle - 1;
+  __shared__ int segment, n, packs;
+  __shared__ long long begin;
+  for (int c = blockIdx.x; c < segments.chunks; c += gridDim.x) {
+    __syncthreads();  // until no thread is at the chunk before
+    if (threadIdx.x == 0) {
+      int low = 0, high = segments.count - 1;  // the last one that begins at or before this chunk; empty ones begin where the next does
+      while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (segments.at[middle].first <= c) low = middle;
+        else high = middle - 1;
+      }
+      const Segment& s = segments.at[low];
+      segment = low;
+      begin = (long long)(c - s.first) * length;
+      n = s.size - begin < length ? int(s.size - begin) : length;
+      packs = s.packs ? n / width : 0;
     }
-    const Segment<T>& s = segments[low];
-    const long long begin = (long long)(c - s.first) * length, rest = s.size - begin;
-    const int n = rest < length ? int(rest) : length, packs = s.packs ? n / width : 0;
-    body.chunk(s, low, begin);
+    __syncthreads();
+    body.chunk(segments.at[segment], segment, begin);
 #pragma unroll 1
     for (int i = threadIdx.x; i < packs; i += blockDim.x) body.template few<width>(i * width);
 #pragma unroll 1

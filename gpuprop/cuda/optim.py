@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .segments import SEGMENT, SEGMENTS, Mirror, SegmentTable, address, arithmetic, types
+from .segments import HERE, SEGMENT, SEGMENTS, Mirror, SegmentTable, address, arithmetic, types
 from .source import FORMATS, THREADS, Kernel, every_kernel, kernel
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _step(rule: str, dtype: str) -> Kernel:
     parameters = (
         f"{SEGMENTS}, const Row<R, A>* rows, unsigned int* counts, const A* norm, const A* scale, const A* skip"
     )
-    body = "optimizer_step<R, T, A>(segments, count, chunks, rows, counts, norm, scale, skip);"
+    body = f"optimizer_step<R, T, A>({HERE}, rows, counts, norm, scale, skip);"
     typedefs = f"{types(dtype)}\ntypedef {rule}<A> R;"
     return kernel("optim.cu", f"{rule}_step_{dtype}".lower(), parameters, body, (dtype,), THREADS, typedefs)
 

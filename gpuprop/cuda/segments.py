@@ -89,9 +89,9 @@ class SegmentTable:
         self.count, self.chunks = len(rows), int(chunks.sum())
         self.mirror.update(rows)
 
-    def arguments(self) -> tuple[Any, Any, Any]:
+    def arguments(self) -> tuple[Any, ...]:
         """What every kernel over segments gets first."""
-        return self.mirror.memory, np.int32(self.count), np.int32(self.chunks)
+        return None, self.mirror.memory, np.int32(self.count), np.int32(self.chunks)
 
     def norm(self, out: Any = None) -> Any:
         """The Euclidean norm of all gradients, as a 0-d array."""
@@ -167,7 +167,8 @@ def _table(device: int, dtype: str, places: tuple[tuple[int, int], ...]) -> Segm
 
 # --- Kernels --------------------------------------------------------------------------------------------------------
 
-SEGMENTS = "const Segment<T>* segments, int count, int chunks"
+SEGMENTS = "char* origin, const Segment* segments, int count, int chunks"
+HERE = "{origin, segments, count, chunks}"
 
 
 def types(dtype: str) -> str:
@@ -183,12 +184,12 @@ def _receive() -> Kernel:
 
 def _norm(dtype: str) -> Kernel:
     parameters = f"{SEGMENTS}, A* partials, A* norm, unsigned int* ticket"
-    body = "norm_of<T>(segments, count, chunks, partials, norm, ticket);"
+    body = f"norm_of<T, A>({HERE}, partials, norm, ticket);"
     return kernel("norm.cu", f"norm_{dtype}", parameters, body, (dtype,), THREADS, types(dtype))
 
 
 def _clip(dtype: str) -> Kernel:
-    body = "clip_to<T, A>(segments, count, chunks, norm, max_norm);"
+    body = f"clip_to<T, A>({HERE}, norm, max_norm);"
     return kernel(
         "norm.cu", f"clip_{dtype}", f"{SEGMENTS}, const A* norm, A max_norm", body, (dtype,), THREADS, types(dtype)
     )
