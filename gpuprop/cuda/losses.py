@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .._op import Implementation, Op
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}  # as in losses.cu
-RESIDENT = 2048  # threads on a multiprocessor: more blocks would only make more partial sums
+ROOM = 2048  # threads on a multiprocessor: more blocks would only make more partial sums
 INDEX_TYPES = ("int", "long long")
 
 
@@ -52,7 +52,7 @@ def _raises(message: str, error: type[Error]) -> Any:
 def _most_blocks(threads: int) -> int:
     from . import launch
 
-    return launch.multiprocessors() * (RESIDENT // threads)
+    return launch.multiprocessors() * (ROOM // threads)
 
 
 # --- Upstream gradients ---------------------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ class Kernel:
     """One `extern "C"` function: what it is made of; compiled on its first launch, by `kernel(...)(grid, block, arguments)`.
 
     types: typedefs that parameters and body use. bounds: threads per block, where their number never changes: then the compiler sees
-    to it that a multiprocessor has registers for `RESIDENT` of them.
+    to it that a multiprocessor has registers for `RESIDENT` of them; for half as many from sm_100 on, where its code takes some more
+    registers for the same source: rather fewer warps there than spills.
     """
 
     def __init__(
@@ -105,7 +106,8 @@ class Kernel:
         types: str = "",
     ):
         self.file, self.name, self.dtypes, self.bounds = file, name, dtypes, bounds
-        limit = f"__launch_bounds__({bounds}, {RESIDENT // bounds}) " if bounds else ""
+        resident = f"(__CUDA_ARCH__ >= 1000 ? {RESIDENT // 2} : {RESIDENT}) / {bounds}"
+        limit = f"__launch_bounds__({bounds}, {resident}) " if bounds else ""
         self.definition = f'{types}\nextern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
 
     def __repr__(self) -> str:
