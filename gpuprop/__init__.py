@@ -12,7 +12,7 @@ from numpy import float64 as double
 from numpy import int32 as int
 from numpy import int64 as long
 
-from . import data, errors, nn, ops, optim, testing
+from . import cuda, data, errors, nn, ops, optim, testing
 from . import numpy as numpy
 from ._op import op
 from ._random import (

@@ -318,7 +318,7 @@ class Op:
         """The op on the backend of an array type; the look-up is `op.bound[array_type]`."""
         backend = BACKENDS[array_type]
         slot = self._slots.get(backend.name)
-        twin = slot.implementation if slot else None
+        twin = slot.implementation if slot and backend.uses_implementations else None
         bound: Bound = (functools.partial(self.rule, backend.xp), (), _Plans(self, backend, False), None)
         if twin is not None:
             bound = (twin.forward, twin.residuals, _Plans(self, backend, True), bound)

@@ -68,6 +68,7 @@ class Backend:
 
     name = "cpu"
     array_type: type = np.ndarray
+    uses_implementations = True  # False: generic rules alone
 
     def __init__(self) -> None:
         xp: Any = Namespace(

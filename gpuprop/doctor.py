@@ -11,7 +11,7 @@ import numpy as np
 
 from . import __version__, optim
 from ._tensor import Tensor, tensor
-from .device import Device, device_report, device_scope
+from .device import Device, backend_for, device_report, device_scope
 from .nn import MLP
 from .nn import functional as F
 from .tape import no_grad
@@ -31,6 +31,8 @@ def examine(say: Callable[[str], object]) -> bool:
         devices.append(Device("cuda", row["index"]))
         major, minor = row["capability"]
         say(f"cuda:{row['index']:<8}{row['name']}, compute capability {major}.{minor}, {row['memory'] / 2**30:.0f} GiB")
+    if report["cuda"] and not backend_for(devices[-1]).uses_implementations:
+        say("kernels      off, by GPUPROP_KERNELS: generic rules run through CuPy")
     if not report["cuda"]:
         say(f"cuda         none: {report['cuda_reason']}")
     passed = [_passes(device, say) for device in devices]  # each of them, also after one that failed

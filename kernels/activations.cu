@@ -1,7 +1,6 @@
 // Activations: what each computes from x, and its gradient from dy and what the op's rule keeps (x or y).
 // Definitions, limits and subgradients are those of gpuprop/ops/activations.py. Members are the op's options. Literals are written
 // A(...): a bare 0.5 would bring float64 arithmetic into a float32 kernel.
-#include "bias.cuh"
 #include "elementwise.cuh"
 
 #define MATHS template <typename A> __device__ __forceinline__ A

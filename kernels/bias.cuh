@@ -33,10 +33,15 @@ __device__ __forceinline__ void bias_backward(const T* dy, const T* kept, const 
   const int warps = 8, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const I column = (I(blockIdx.x) * 32 + lane) * width;
   A sum[width], add[width];
+  Pack<T> b;
+  if (keeps_x && column < columns) {
+    if (width > 1) b = load_pack(bias + column);
+    else b.at[0] = bias[column];
+  }
 #pragma unroll
   for (int k = 0; k < width; ++k) {
     sum[k] = A(0);
-    add[k] = keeps_x && column + k < columns ? widen<A>(bias[column + k]) : A(0);
+    add[k] = keeps_x && column < columns ? widen<A>(b.at[k]) : A(0);
   }
   if (column < columns) {
     for (I row = I(blockIdx.y) * warps + warp; row < rows; row += I(gridDim.y) * warps) {

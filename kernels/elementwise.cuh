@@ -3,6 +3,7 @@
 //   template <typename A> A backward(A dy, A kept)     kept: x or y, as the op's gradient rule names
 // and its options as members. Rows: x is (rows, columns), bias (columns).
 #pragma once
+#include "bias.cuh"
 #include "common.cuh"
 
 // y = f(x); y may be x.

@@ -217,6 +217,7 @@ template <typename L, typename Label, bool SMOOTHED> struct Labels {
   __device__ __forceinline__ A of_chunk(int chunk, long long rows, int columns) const {
     const long long length = (rows + chunks - 1) / chunks, begin = chunk * length, end = begin + length < rows ? begin + length : rows;
     A sum = A(0);
+#pragma unroll 1  // the registers are full of logits
     for (long long row = begin + threadIdx.x % 32; row < end; row += 32) {
       const long long label = labels[row];
       if (label != ignore_index && label >= 0 && label < columns) sum += weight_of(label);
@@ -292,16 +293,17 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
   if (mean) target.announce(rows, columns);
   R row;
   row.read(arrays, first + group, rows, columns);
-  const A divisor = mean ? target.divisor(rows, columns, room) : A(1), each = A(1) / divisor;
+  __shared__ A divisor;  // not in a register: it is needed again at the very end
+  const A found = mean ? target.divisor(rows, columns, room) : A(1), each = A(1) / found;
+  if (threadIdx.x == 0) divisor = found;
   A sum = A(0);
   while (first < rows) {
     const long long r = first + group;
     const Exponentials<A> e = exponentials(row, room);
     const typename Target::Of of = target.of(r, rows, columns);
-    const A inverse = A(1) / e.sum, log_sum = log(e.sum);
-    A loss_of_row = A(0);
+    const A log_sum = log(e.sum);
     if (!L::held && Target::one_hot && !dlogits) {  // without another pass over the row
-      if (L::lane() == 0) loss_of_row = of.label < 0 ? of.on_label : -times(of.on_label, below(widen<A>(row.from[0][of.label]), e.shift) - log_sum);
+      if (L::lane() == 0) sum += of.label < 0 ? of.on_label : -times(of.on_label, below(widen<A>(row.from[0][of.label]), e.shift) - log_sum);
     } else {
       A shares = of.on_label;
       if constexpr (!Target::one_hot) {
@@ -309,26 +311,28 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
         row.each([&](int c, const A* x) { shares += of.share(c, x); });
         shares = group_sum<L>(shares, room);
       }
+      const A scale = shares / e.sum * each;
       row.parts([&](int, int c, const A(&x)[L::width][Target::inputs]) {
         A slope[L::width];
 #pragma unroll
         for (int k = 0; k < L::width; ++k) {
           const A shifted = below(x[k][0], e.shift), share = of.share(c + k, x[k]);
-          loss_of_row -= times(share, shifted - log_sum);
-          slope[k] = (exp(shifted) * inverse * shares - share) * each;
+          sum -= times(share, shifted - log_sum);
+          slope[k] = exp(shifted) * scale - share * each;
         }
         if (dlogits) store_part(dlogits + r * columns + c, slope);
       });
     }
     if (reduction == NONE) {
-      loss_of_row = group_sum<L>(loss_of_row, room);
-      if (L::lane() == 0 && r < rows) loss[r] = narrow<T>(loss_of_row);
+      sum = group_sum<L>(sum, room);
+      if (L::lane() == 0 && r < rows) loss[r] = narrow<T>(sum);
+      sum = A(0);
     }
-    sum += loss_of_row;
     first += stride;
     row.read(arrays, first + group, rows, columns);
   }
   if (reduction == NONE) return;
+  __syncthreads();
   if (reduce_loss(sum, divisor, loss, partials, ticket, room) && mean) target.finish(divisor);
 }
 

@@ -44,7 +44,7 @@ template <typename L, int INPUTS> struct Row {
   typedef typename L::A A;
   const T* from[INPUTS];
   int columns;
-  A at[L::held ? L::packs : 1][L::width][INPUTS];
+  Part<T, L::width> at[L::held ? L::packs : 1][INPUTS];
 
   // A row that does not exist is one without columns: the group's threads go on with the others of the block.
   __device__ __forceinline__ void read(const T* const (&arrays)[INPUTS], long long row, long long rows, int columns_) {
@@ -63,12 +63,13 @@ template <typename L, int INPUTS> struct Row {
     if constexpr (L::held) {
 #pragma unroll
       for (int p = 0; p < L::packs; ++p)
-        if (L::column(p) < columns) f(p, L::column(p), at[p]);
+        if (L::column(p) < columns) hand(p, L::column(p), at[p], f);
     } else {
+#pragma unroll 1
       for (int c = L::column(0); c < columns; c += L::group * L::width) {
-        A values[L::width][INPUTS];
-        fetch(c, values);
-        f(0, c, values);
+        Part<T, L::width> some[INPUTS];
+        fetch(c, some);
+        hand(0, c, some, f);
       }
     }
   }
@@ -81,13 +82,18 @@ template <typename L, int INPUTS> struct Row {
     });
   }
 
-  __device__ __forceinline__ void fetch(int c, A (&values)[L::width][INPUTS]) const {
+  __device__ __forceinline__ void fetch(int c, Part<T, L::width> (&some)[INPUTS]) const {
 #pragma unroll
-    for (int i = 0; i < INPUTS; ++i) {
-      const Part<T, L::width> part = load_part<L::width>(from[i] + c);
+    for (int i = 0; i < INPUTS; ++i) some[i] = load_part<L::width>(from[i] + c);
+  }
+  template <typename F>
+  static __device__ __forceinline__ void hand(int p, int c, const Part<T, L::width> (&some)[INPUTS], F f) {
+    A values[L::width][INPUTS];
 #pragma unroll
-      for (int k = 0; k < L::width; ++k) values[k][i] = widen<A>(part.at[k]);
-    }
+    for (int k = 0; k < L::width; ++k)
+#pragma unroll
+      for (int i = 0; i < INPUTS; ++i) values[k][i] = widen<A>(some[i].at[k]);
+    f(p, c, values);
   }
 };
 

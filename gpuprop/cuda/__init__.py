@@ -1,1 +1,6 @@
-"""The CUDA side: CuPy as a backend, and binders for our own kernels. Imported only where CuPy is used."""
+"""CUDA: CuPy as a backend, and kernels for ops, your own included. CuPy is not imported before an array on a GPU is seen."""
+
+from ._elementwise import elementwise
+from ._kernel import kernel
+
+__all__ = ["elementwise", "kernel"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ import cupy
 import numpy as np
 
 from ..device import BACKENDS, Backend, Device, Namespace
-from ..errors import BoundsError, Error
+from ..errors import BoundsError, Error, OptionError
 
 
 def _report_outside(name: str, places: Any, n: int) -> None:
@@ -61,6 +62,17 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
     return cupy.take_along_axis(x, indices, axis=axis)
 
 
+# What the namespace has beyond CuPy's, and the module whose kernels do it; `generic` has each of them too.
+NATIVE = {"index_add": "indexing", "norm_all": "segments", "clip_all": "segments", "philox": "random"}
+
+
+def _kernels_are_on() -> bool:
+    asked = os.environ.get("GPUPROP_KERNELS", "").strip() or "on"
+    if asked not in ("on", "off"):
+        raise OptionError(f"GPUPROP_KERNELS: expected 'on' or 'off', got {asked!r}")
+    return asked == "on"
+
+
 class CudaBackend(Backend):
     """CuPy arrays. Asynchronous: only `to_host` and `synchronize` wait."""
 
@@ -68,6 +80,7 @@ class CudaBackend(Backend):
     array_type = cupy.ndarray
 
     def __init__(self) -> None:
+        self.uses_implementations = _kernels_are_on()
         self.xp = Namespace(
             "gpuprop.cuda.namespace",
             cupy,
@@ -75,12 +88,12 @@ class CudaBackend(Backend):
                 "erf": "cupyx.scipy.special:erf",
                 "ndtr": "cupyx.scipy.special:ndtr",
                 "getitem": "gpuprop.cuda.backend:getitem",
-                "index_add": "gpuprop.cuda.indexing:index_add",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
-                "norm_all": "gpuprop.cuda.segments:norm_all",
-                "clip_all": "gpuprop.cuda.segments:clip_all",
-                "philox": "gpuprop.cuda.random:words",
+                **{
+                    name: f"gpuprop.cuda.{kernels if self.uses_implementations else 'generic'}:{name}"
+                    for name, kernels in NATIVE.items()
+                },
             },
         )
         self.xp.report_if = self.report_if

@@ -9,7 +9,7 @@ import cupy
 from .._op import Op
 from ..ops.linalg import check_linear, rows
 from . import launch
-from .elementwise import Elementwise
+from ._elementwise import Elementwise
 
 
 def _matrix(array: Any) -> Any:

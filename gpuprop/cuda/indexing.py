@@ -22,21 +22,12 @@ BLOCKS_PER_PROCESSOR = 8
 
 def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up, in the order of `numpy.add.at`."""
-    import cupy
-
-    from .backend import report_outside_shape
+    from . import generic
 
     if any(_has_kind(item, "iu") for item in index) and values.dtype.name in FORMATS:
         return _added_in_order(shape, index, values)
-    report_outside_shape("index_add", shape, index)
     # Integers add up to the same in any order; and without arrays of integers no place is named twice.
-    result = cupy.zeros(shape, values.dtype)
-    if any(_has_kind(item, "iub") for item in index):
-        cupy.add.at(result, index, values)
-    else:
-        view = result[index]
-        view += values
-    return result
+    return generic.index_add(shape, index, values)
 
 
 def _added_in_order(shape: tuple[int, ...], index: tuple, values: Any) -> Any:

@@ -18,7 +18,7 @@ from .rowwise import (
     Layout,
     arithmetic,
     blocks_for,
-    every_layout,
+    every_row_kernel,
     layout_for,
     or_null,
     row_kernel,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .._op import Implementation, Op
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}  # as in losses.cu
-RESIDENT = 2048  # threads on a multiprocessor: more blocks would only make more partial sums
+ROOM = 2048  # threads on a multiprocessor: more blocks would only make more partial sums
 INDEX_TYPES = ("int", "long long")
 
 
@@ -52,7 +52,7 @@ def _raises(message: str, error: type[Error]) -> Any:
 def _most_blocks(threads: int) -> int:
     from . import launch
 
-    return launch.multiprocessors() * (RESIDENT // threads)
+    return launch.multiprocessors() * (ROOM // threads)
 
 
 # --- Upstream gradients ---------------------------------------------------------------------------------------------
@@ -122,8 +122,10 @@ class CrossEntropy:
         """For an op of logits, target and class weights."""
         from .._op import GradientRule, Implementation
 
-        every_kernel(lambda: self._kernels(wide=True))
-        every_kernel(lambda: self._kernels(wide=False), streaming=False)
+        for label in ("int32", "int64"):
+            every_row_kernel(functools.partial(self._kernel, label, False), ONE_ROW)
+        for label in ("int32", "int64", ""):
+            every_row_kernel(functools.partial(self._kernel, label, True), TWO_ROWS)
         rule = GradientRule(lambda dy, dlogits: scaled(dlogits, dy), ("input",), ("dlogits",), (), takes_unit_seed=True)
         return Implementation(self.forward, ("dlogits",), [rule])
 
@@ -207,13 +209,6 @@ class CrossEntropy:
         body = f"cross_entropy<L, Target>({arrays}, Target{target}, loss, dlogits, partials, ticket, rows, columns, reduction);"
         parameters = f"const T* logits, {PROBABILITIES if label == 'probabilities' else LABELS}, {ROWS}"
         return row_kernel("losses.cu", f"cross_entropy_{label}{more}", parameters, body, dtype, layout, types)
-
-    def _kernels(self, wide: bool) -> Iterator[Kernel]:
-        for smoothed, registers in ((False, ONE_ROW), (True, TWO_ROWS)):
-            for dtype, layout in every_layout(registers):
-                if (layout.width > 1) == wide:
-                    for label in ("int32", "int64", "")[: 3 if smoothed else 2]:
-                        yield self._kernel(label, smoothed, dtype, layout)
 
 
 # --- Losses of elements ---------------------------------------------------------------------------------------------

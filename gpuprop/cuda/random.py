@@ -18,7 +18,7 @@ KEY = "const Word* base, Word seed, Word offset"
 FLOATS = ("float16", "float32", "float64")
 
 
-def words(base: Any, seed: int, offset: int, count: int) -> Any:
+def philox(base: Any, seed: int, offset: int, count: int) -> Any:
     """The words of `_philox.words`."""
     return _filled("Words", base, seed, offset, (count,), np.dtype(np.uint64))
 

@@ -49,12 +49,14 @@ class Layout:
 def layouts(dtype: str, registers: int, threads: int, width: int) -> tuple[Layout, ...]:
     """From short rows to long, for one access width. registers: 32-bit ones per thread that may hold elements of a row.
 
-    Single elements get half of them: each needs a place and a bound of its own.
+    Single elements get half of them: each needs a place and a bound of its own. In float64 there is room for one access, because exp and
+    log take most registers; where rows are read again it is one element.
     """
-    registers //= (2 if dtype == "float64" else 1) * (2 if width == 1 else 1)
-    most = max(1, registers // width)
-    short = [(8, 1 if width > 1 else 2), (32, max(1, most // 4)), (32, most), (128, most), (512, most)]
-    return tuple(Layout(*shape, width, max(threads, shape[0])) for shape in dict.fromkeys([*short, (512, 0)]))
+    double = dtype == "float64"
+    most = 1 if double else max(1, registers // (2 if width == 1 else 1) // width)
+    held = [(8, 1 if width > 1 else 2), (32, max(1, most // 4)), (32, most), (128, most), (512, most)]
+    possible = [Layout(*shape, width, max(threads, shape[0])) for shape in dict.fromkeys(held)]
+    return (*possible, Layout(512, 0, 1 if double else width, max(threads, 512)))
 
 
 @functools.cache
@@ -65,12 +67,19 @@ def layout_for(columns: int, dtype: str, registers: int, threads: int = THREADS)
     return next((p for p in possible if p.group * p.packs * p.width >= columns), possible[-1])
 
 
-def every_layout(registers: int, threads: int = THREADS) -> Iterator[tuple[str, Layout]]:
-    """All dtypes with all layouts."""
-    for dtype, size in SIZES.items():
-        for width in (16 // size, 1):
-            for layout in layouts(dtype, registers, threads, width):
-                yield dtype, layout
+def every_row_kernel(
+    make: Callable[[str, Layout], Kernel], registers: int, threads: int = THREADS, *, streaming: bool = True
+) -> None:
+    """Says that kernels are made for all dtypes with all layouts."""
+
+    def those(wide: bool) -> Iterator[Kernel]:
+        for dtype, size in SIZES.items():
+            for layout in (p for width in (16 // size, 1) for p in layouts(dtype, registers, threads, width)):
+                if (layout.width > 1) == wide:
+                    yield make(dtype, layout)
+
+    every_kernel(lambda: those(True), streaming=streaming)
+    every_kernel(lambda: those(False), streaming=False)
 
 
 @functools.cache
@@ -125,14 +134,8 @@ class Rowwise:
         """The functor as an implementation of an op of x with the option `axis`, whose gradient rule keeps y."""
         from .._op import GradientRule, Implementation
 
-        every_kernel(lambda: (self._kernel(True, d, p) for d, p in every_layout(ONE_ROW) if p.width > 1))
-        every_kernel(lambda: (self._kernel(False, d, p) for d, p in every_layout(TWO_ROWS) if p.width > 1))
-        every_kernel(
-            lambda: (self._kernel(True, d, p) for d, p in every_layout(ONE_ROW) if p.width == 1), streaming=False
-        )
-        every_kernel(
-            lambda: (self._kernel(False, d, p) for d, p in every_layout(TWO_ROWS) if p.width == 1), streaming=False
-        )
+        every_row_kernel(functools.partial(self._kernel, True), ONE_ROW)
+        every_row_kernel(functools.partial(self._kernel, False), TWO_ROWS)
         rule = GradientRule(self.backward, ("x",), ("y",), ("axis",), overwrites_dy="out")
         return Implementation(self.forward, gradients=[rule])
 
@@ -180,13 +183,8 @@ class LogSumExp:
         """Forward and gradient."""
         from .._op import GradientRule, Implementation
 
-        every_kernel(
-            lambda: (self._kernel(True, d, p) for d, p in every_layout(ONE_ROW)), streaming=False
-        )  # stores a number per row
-        every_kernel(lambda: (self._kernel(False, d, p) for d, p in every_layout(ONE_ROW) if p.width > 1))
-        every_kernel(
-            lambda: (self._kernel(False, d, p) for d, p in every_layout(ONE_ROW) if p.width == 1), streaming=False
-        )
+        every_row_kernel(functools.partial(self._kernel, True), ONE_ROW, streaming=False)  # stores a number per row
+        every_row_kernel(functools.partial(self._kernel, False), ONE_ROW)
         rule = GradientRule(self.backward, ("x",), ("x", "y"), ("axis", "keepdims"))
         return Implementation(self.forward, gradients=[rule])
 
@@ -260,19 +258,8 @@ class Norm:
         """For an op of x, weight and, if centred, bias, with the options `normalized_shape` and `eps`."""
         from .._op import GradientRule, Implementation
 
-        every_kernel(
-            lambda: (self._forward_kernel(d, p) for d, p in every_layout(ONE_ROW, NORM_THREADS) if p.width > 1)
-        )
-        every_kernel(
-            lambda: (self._backward_kernel(d, p) for d, p in every_layout(NORM_ROWS, NORM_THREADS) if p.width > 1)
-        )
-        every_kernel(
-            lambda: (
-                *(self._forward_kernel(d, p) for d, p in every_layout(ONE_ROW, NORM_THREADS) if p.width == 1),
-                *(self._backward_kernel(d, p) for d, p in every_layout(NORM_ROWS, NORM_THREADS) if p.width == 1),
-            ),
-            streaming=False,
-        )
+        every_row_kernel(self._forward_kernel, ONE_ROW, NORM_THREADS)
+        every_row_kernel(self._backward_kernel, NORM_ROWS, NORM_THREADS)
         rule = GradientRule(
             function=self.backward,
             targets=op.inputs,

@@ -56,8 +56,12 @@ def text(file: str) -> str:
     return _pasted(file, set())
 
 
+def _is_text(file: str) -> bool:
+    return "\n" in file
+
+
 def _pasted(file: str, seen: set[str]) -> str:
-    if "\n" in file:  # source text of a user
+    if _is_text(file):
         return _with_headers(file, seen)
     place = Path(file) if Path(file).is_absolute() else folder() / file
     try:
@@ -74,7 +78,7 @@ def _with_headers(source: str, seen: set[str]) -> str:
         seen.add(name)
         return _pasted(name, seen)
 
-    return re.sub(r'^#include "([\w./]+)"\n', paste, source.replace("#pragma once\n", ""), flags=re.M)
+    return re.sub(r'^[ \t]*#include "([\w./]+)"\n', paste, source.replace("#pragma once\n", ""), flags=re.M)
 
 
 def format_of(dtype: Any) -> str:
@@ -87,7 +91,8 @@ class Kernel:
     """One `extern "C"` function: what it is made of; compiled on its first launch, by `kernel(...)(grid, block, arguments)`.
 
     types: typedefs that parameters and body use. bounds: threads per block, where their number never changes: then the compiler sees
-    to it that a multiprocessor has registers for `RESIDENT` of them.
+    to it that a multiprocessor has registers for `RESIDENT` of them; for half as many from sm_100 on, where its code takes some more
+    registers for the same source: rather fewer warps there than spills.
     """
 
     def __init__(
@@ -101,7 +106,8 @@ class Kernel:
         types: str = "",
     ):
         self.file, self.name, self.dtypes, self.bounds = file, name, dtypes, bounds
-        limit = f"__launch_bounds__({bounds}, {RESIDENT // bounds}) " if bounds else ""
+        resident = f"(__CUDA_ARCH__ >= 1000 ? {RESIDENT // 2} : {RESIDENT}) / {bounds}"
+        limit = f"__launch_bounds__({bounds}, {resident}) " if bounds else ""
         self.definition = f'{types}\nextern "C" __global__ void {limit}{name}({parameters}) {{\n  {body}\n}}\n'
 
     def __repr__(self) -> str:
@@ -157,4 +163,9 @@ def every_kernel(make: Callable[[], Iterable[Kernel]] | None = None, *, streamin
 
 def all_kernels() -> dict[Kernel, bool]:
     """The kernels made from files in `kernels/`, and for each whether it streams: memory in, memory out, in packs of 16 bytes."""
-    return {k: streaming for make, streaming in _makers for k in make() if (folder() / k.file).is_file()}
+    return {
+        k: streaming
+        for make, streaming in _makers
+        for k in make()
+        if not _is_text(k.file) and (folder() / k.file).is_file()
+    }

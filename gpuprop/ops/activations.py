@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from .._op import op
-from ..cuda.elementwise import elementwise
+from ..cuda._elementwise import elementwise
 from ..cuda.rowwise import rowwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._op import op
 from .._tensor import install
-from ..cuda.elementwise import elementwise
+from ..cuda._elementwise import elementwise
 from ..testing import Draw, Sample, apart, between, positive, real_line
 from .arithmetic import LN2
 

@@ -363,7 +363,7 @@ class Optimizer:
         backend, device = BACKENDS[type(values)], device_of(values)
         kept = dict(zip(names, states))
         average = kept.pop("ema", None)
-        kernel = self.fused.get(backend.name)
+        kernel = self.fused.get(backend.name) if backend.uses_implementations else None
         blocks = []
         if kernel is None or not kernel.takes(values.dtype):
             length = min(BLOCK.get(backend.name, LONG_BLOCK), values.size)

@@ -5,7 +5,7 @@ import pytest
 
 import gpuprop as gp
 from gpuprop._op import REGISTRY
-from gpuprop.cuda.elementwise import Elementwise
+from gpuprop.cuda._elementwise import Elementwise
 from gpuprop.device import HOST, copy_to, require
 from gpuprop.testing import Draw
 

@@ -1,0 +1,253 @@
+"""What kernels move through memory, against the least that their task needs: `python -m benchmarks.traffic`.
+
+A simulated GPU counts the 32-byte sectors that each access of a warp touches. The least is what a launch reads and writes, each array once.
+Small arrays that many rows share (a bias, 4 KiB) are read again and again; of what a launch reads twice, so much is left to the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+N, D = 4096, 1024
+SECTOR = 32
+SIMULATOR = "../shared/cudasim/cudasim"
+
+
+# --- What is measured: in the simulated process ---------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """What is launched: `run` returns the arrays (or None) that it wrote; `reads` are those it read, of which `shared` for each row."""
+
+    name: str
+    run: Callable[[], Sequence[Any]]
+    reads: Sequence[Any]
+    shared: Sequence[Any] = ()
+
+
+def elementwise_cases(op: Any, x: Any, dy: Any, bias: Any) -> Iterator[Case]:
+    """The loops of a functor."""
+    import cupy
+
+    binder, options, kept = op.cuda.implementation.binder, op.defaults, x
+    y, db, shared = cupy.empty_like(x), cupy.empty_like(bias), [bias] if binder.keeps == "x" else []
+    yield Case(f"{op.name} forward", lambda: [binder.forward(x, **options)], [x])
+    yield Case(f"{op.name} backward", lambda: [binder.backward(dy, kept, **options)], [dy, kept])
+
+    def biased() -> list:
+        binder.bias_forward(x, bias, y, **options)
+        return [y]
+
+    def biased_backward() -> list:
+        binder.bias_backward(dy, kept, bias, y, db, **options)
+        return [y, db]
+
+    yield Case(f"{op.name} bias forward", biased, [x, bias], [bias])
+    yield Case(f"{op.name} bias backward", biased_backward, [dy, kept, *shared], shared)
+
+
+def op_cases(op: Any, inputs: Sequence[Any], shared: Sequence[Any], **options: Any) -> Iterator[Case]:
+    """An op's implementation on arrays, with all that backward needs, and its gradients from what it keeps."""
+    import cupy
+
+    made, options = op.cuda.implementation, {**op.defaults, **options}
+    arrays = [a for a in inputs if a is not None]
+    inputs = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
+
+    def forward() -> list:
+        results = made.forward(*inputs, **options, **({"keep": True} if made.residuals else {}))
+        return list(results) if made.residuals else [results]
+
+    yield Case(f"{op.name} forward", forward, arrays, shared)
+    known = dict(zip(op.inputs, inputs)) | {f"{n}_shape": getattr(a, "shape", None) for n, a in zip(op.inputs, inputs)}
+    known |= dict(zip(["y", *made.residuals], forward()))
+    for rule in made.gradients:
+        if rule.takes_unit_seed:  # forward has written it already
+            continue
+        kept = [known[name] for name in rule.keeps]
+        dy = cupy.random.default_rng(1).standard_normal(known["y"].shape, known["y"].dtype)
+        chosen = {name: options[name] for name in rule.options}
+        if rule.takes_wanted:
+            chosen["wanted"] = tuple(known[target] is not None for target in rule.targets)
+
+        def backward(rule: Any = rule, dy: Any = dy, kept: Any = kept, chosen: Any = chosen) -> list:
+            results = rule.function(dy, *kept, **chosen)
+            return list(results) if isinstance(results, tuple) else [results]
+
+        read = [a for a in [dy, *kept] if isinstance(a, cupy.ndarray)]
+        again = [a for a in shared if any(a is b for b in read)]
+        yield Case(f"{op.name} backward of {', '.join(rule.targets)}", backward, read, again)
+
+
+def optimizer_cases(count: int) -> Iterator[Case]:
+    """A step of each optimizer over parameters of which nothing but the sizes matters."""
+    import gpuprop as gp
+
+    for kind, options, states in [
+        (gp.optim.SGD, {}, 0),
+        (gp.optim.SGD, {"momentum": 0.9}, 1),
+        (gp.optim.Adam, {}, 2),
+        (gp.optim.AdamW, {}, 2),
+        (gp.optim.RMSprop, {}, 1),
+        (gp.optim.Adagrad, {}, 1),
+    ]:
+        parameter = gp.nn.Parameter(gp.ones(count, device="cuda"))
+        parameter.grad = gp.ones(count, device="cuda")
+        optimizer = kind([parameter], lr=0.01, **options)
+
+        def step(optimizer: Any = optimizer, values: Any = parameter.data, states: int = states) -> list:
+            optimizer.step()
+            return [values] * (1 + states)
+
+        step()  # makes the states
+        name = " ".join([kind.__name__, *options])
+        yield Case(f"{name} step", step, [parameter.data] * (2 + states))
+
+
+def cases() -> Iterator[Case]:
+    """Every streaming kernel, at (N, D) or as near as it goes."""
+    import cupy
+
+    import gpuprop  # noqa: F401  (its ops bind their kernels)
+    from gpuprop._op import REGISTRY
+
+    rng = cupy.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape, cupy.float32)
+
+    x, other, bias, scale = normal(N, D), normal(N, D), normal(D), normal(D)
+    positive, labels = cupy.abs(other) + 0.1, cupy.arange(N) % D
+    for name in ("relu", "gelu"):  # one that keeps y, one that keeps x: all functors run in the same loops
+        yield from elementwise_cases(REGISTRY[name], x, other, bias)
+    for name, inputs, shared in [
+        ("softmax", [x], []),
+        ("log_softmax", [x], []),
+        ("logsumexp", [x], []),
+        ("layer_norm", [x, scale, bias], [scale, bias]),
+        ("rms_norm", [x, scale], [scale]),
+        ("cross_entropy", [x, labels], []),
+        ("mse_loss", [x, other], []),
+        ("l1_loss", [x, other], []),
+        ("smooth_l1_loss", [x, other], []),
+        ("huber_loss", [x, other], []),
+        ("binary_cross_entropy_with_logits", [x, positive], []),
+        ("poisson_nll_loss", [x, positive], []),
+        ("gaussian_nll_loss", [x, other, positive], []),
+    ]:
+        options = {"axis": -1} if name == "logsumexp" else {}
+        yield from op_cases(REGISTRY[name], inputs, shared, **options)
+    base = cupy.zeros((), cupy.uint64)
+    yield from op_cases(REGISTRY["dropout"], [x, base], [], p=0.5, seed=1, offset=0)
+    yield from op_cases(REGISTRY["gather_rows"], [x, labels], [])
+    yield from optimizer_cases(N * D)
+
+
+def measure() -> None:
+    """Runs every case under the simulator's profile, between launches of a kernel that marks where it begins and ends."""
+    import cupy
+
+    mark = cupy.RawKernel('extern "C" __global__ void mark() {}', "mark")
+    for case in cases():
+        mark((1,), (1,), ())
+        written = case.run()
+        mark((1,), (1,), ())
+        least = sum(a.nbytes for a in [*case.reads, *written] if a is not None)
+        cached = sum(a.nbytes * (N - 1) for a in case.shared)
+        print(json.dumps({"name": case.name, "least": least, "cached": cached}), flush=True)
+
+
+# --- What is printed ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one case moved: bytes of sectors, but for reads of shared arrays from the cache; the least; bytes that threads asked for."""
+
+    name: str
+    launches: tuple[str, ...]
+    moved: int
+    least: int
+    asked: int
+    sectors: int
+
+    @property
+    def excess(self) -> float:
+        return self.moved / self.least
+
+    @property
+    def coalescing(self) -> float:
+        """Bytes that threads asked for over those of the sectors that came."""
+        return self.asked / (self.sectors * SECTOR)
+
+
+def profile(simulator: str) -> list[Traffic]:
+    """Runs `measure` in a process on the simulated GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "profile.jsonl"
+        command = [
+            simulator,
+            "run",
+            "--profile",
+            str(log),
+            "--",
+            sys.executable,
+            "-m",
+            "benchmarks.traffic",
+            "--measure",
+        ]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+        named = [json.loads(line) for line in done.stdout.splitlines()]
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+    marks = [i for i, record in enumerate(records) if record["name"] == "mark"]
+    found = []
+    for case, begin, end in zip(named, marks[::2], marks[1::2], strict=True):
+        launches = [r for r in records[begin + 1 : end] if r["kind"] == "kernel"]
+        sectors = sum(r[way]["sectors"] for r in launches for way in ("loads", "stores"))
+        asked = sum(r[way]["bytes"] for r in launches for way in ("loads", "stores"))
+        copied = sum(r["bytes"] for r in records[begin + 1 : end] if r["kind"] != "kernel")
+        again = sum(r["loads"]["sectors"] * SECTOR - r["read_footprint"] for r in launches)
+        moved = sectors * SECTOR + copied - min(again, case["cached"])
+        found.append(Traffic(case["name"], tuple(r["name"] for r in launches), moved, case["least"], asked, sectors))
+    return found
+
+
+def main(
+    simulator: Annotated[str, typer.Option(help="The command that simulates a GPU.")] = os.environ.get(
+        "CUDASIM", SIMULATOR
+    ),
+    measuring: Annotated[bool, typer.Option("--measure", hidden=True)] = False,
+) -> None:
+    """Prints the bytes that each streaming kernel moves over the least, and how well its accesses coalesce."""
+    if measuring:
+        measure()
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "launches", "least", "moved", "over the least", "coalescing")
+    for traffic in profile(simulator):
+        table.add_row(
+            traffic.name,
+            ", ".join(traffic.launches),
+            f"{traffic.least / 1e6:.2f} MB",
+            f"{traffic.moved / 1e6:.2f} MB",
+            f"{traffic.excess:.3f}",
+            f"{traffic.coalescing:.3f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
