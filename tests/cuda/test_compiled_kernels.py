@@ -8,12 +8,7 @@ from benchmarks.kernels import ARCHITECTURES, Compiler, Unavailable, faults, ins
 from gpuprop.cuda.source import Kernel, all_kernels
 
 KERNELS = all_kernels()
-# Rows of float64 that are kept in registers do not fit there: some of these kernels spill. They compute what they should.
-SPILLING = pytest.mark.xfail(reason="long rows of float64 spill registers", strict=False)
-FILES = [
-    pytest.param(file, marks=SPILLING) if file in ("losses.cu", "rows.cu") else file
-    for file in sorted({kernel.file for kernel in KERNELS})
-]
+FILES = sorted({kernel.file for kernel in KERNELS})
 
 
 @functools.cache
