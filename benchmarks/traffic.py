@@ -20,7 +20,7 @@ import typer
 
 N, D = 4096, 1024
 SECTOR = 32
-SIMULATOR = "../shared/cudasim/cudasim"
+SIMULATOR = os.environ.get("CUDASIM", "cudasim")  # the command that simulates a GPU
 
 
 # --- What is measured: in the simulated process ---------------------------------------------------------------------
@@ -224,9 +224,7 @@ def profile(simulator: str) -> list[Traffic]:
 
 
 def main(
-    simulator: Annotated[str, typer.Option(help="The command that simulates a GPU.")] = os.environ.get(
-        "CUDASIM", SIMULATOR
-    ),
+    simulator: Annotated[str, typer.Option(help="The command that simulates a GPU.")] = SIMULATOR,
     measuring: Annotated[bool, typer.Option("--measure", hidden=True)] = False,
 ) -> None:
     """Prints the bytes that each streaming kernel moves over the least, and how well its accesses coalesce."""
