@@ -6,6 +6,7 @@ and the Tensor's operators are made from. What a gradient rule names after `xp, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
@@ -41,6 +42,9 @@ class GradientRule:
     overwrites_dy: str = ""  # takes `out=` alone, or `scratch=`: under this name it may get dy, to write over it
     takes_unit_seed: bool = False  # its result for dy = 1 is at hand: it may get `tape.ONE` for dy
     takes_wanted: bool = False  # takes `wanted=`, a bool for each of its results: the others may be None
+    replaces_dy: bool = (
+        False  # comes before the others, which get the first of its results for dy; the rest go to its targets
+    )
 
 
 @dataclass
@@ -72,15 +76,19 @@ class Slot:
         self.op._forget_plans()
         return forward
 
-    def grad(self, *targets: str, unit_seed: bool = False) -> Callable[[Callable], Callable]:
-        """Binds a gradient implementation: `@silu.cpu.grad("x")`; after `dy` it names what it needs, then `out=`, options."""
+    def grad(self, *targets: str, unit_seed: bool = False, replaces_dy: bool = False) -> Callable[[Callable], Callable]:
+        """Binds a gradient implementation: `@silu.cpu.grad("x")`; after `dy` it names what it needs, then `out=`, options.
+
+        replaces_dy: what the others of this implementation have in common. It returns (what they get for dy, *gradients of its
+        targets), and what only it needs is let go before they allocate.
+        """
 
         def declare(function: Callable) -> Callable:
             if self.implementation is None:  # forward by the generic rule
                 self.implementation = Implementation(lambda *arrays, **options: NotImplemented)
             names = self.implementation.residuals
             rule = self.op._gradient_rule(function, targets, leading=1, also=names, unit_seed=unit_seed)
-            self.implementation.gradients.append(rule)
+            self.implementation.gradients.append(dataclasses.replace(rule, replaces_dy=replaces_dy))
             self.op._forget_plans()
             return function
 
@@ -102,6 +110,8 @@ class Native(NamedTuple):
     accumulates: bool
     overwrites_dy: str
     takes_unit_seed: bool
+    replaces_dy: bool
+    spends: tuple[int, ...]  # the places in the record's `kept` that no later step reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +252,9 @@ class Op:
                 raise DeclarationError(
                     f"{self.name}.grad: expected one of the inputs {', '.join(self.inputs)}, got {target!r}"
                 )
-        if not targets:
-            raise DeclarationError(f"{self.name}.grad: expected the names of inputs, got none")
         if leading == 2:
+            if not targets:
+                raise DeclarationError(f"{self.name}.grad: expected the names of inputs, got none")
             taken = [t for rule in self.gradients for t in rule.targets if t in targets]
             if taken:
                 raise DeclarationError(f"{self.name}.grad: {taken[0]!r} has a gradient rule already")
@@ -257,13 +267,13 @@ class Op:
                     places.add(p.name)
                 elif p.name not in self.defaults:
                     raise DeclarationError(
-                        f"{self.name}.grad({targets[0]!r}): {p.name!r} is no option of {self.name}{tuple(self.defaults)}"
+                        f"{self.name}.grad{targets}: {p.name!r} is no option of {self.name}{tuple(self.defaults)}"
                     )
                 else:
                     options.append(p.name)
             elif p.name not in known:
                 raise DeclarationError(
-                    f"{self.name}.grad({targets[0]!r}): expected names among {', '.join(sorted(known))}, "
+                    f"{self.name}.grad{targets}: expected names among {', '.join(sorted(known))}, "
                     f"got {p.name!r}; a rule gets what it names"
                 )
             else:
@@ -413,7 +423,11 @@ class Op:
 
         wanted = tuple(i for i in range(count) if mask >> i & 1)
         twin = self._slots[backend.name].implementation if native and backend.name in self._slots else None
-        own = self._choose(twin.gradients if twin else [], wanted, count)
+        own = self._choose([rule for rule in twin.gradients if not rule.replaces_dy] if twin else [], wanted, count)
+        for rule in twin.gradients if twin else []:
+            indices = tuple(i for t in rule.targets for i in self._indices(t, count))
+            if rule.replaces_dy and (own or set(indices) & set(wanted)):
+                own.insert(0, (rule, indices))
         covered = {i for _, indices in own for i in indices}
         rest = self._choose(self.gradients, [i for i in wanted if i not in covered], count)
         generic = self._choose(self.gradients, wanted, count)
@@ -454,11 +468,20 @@ class Op:
             if self.variadic and rule.targets == self.inputs[-1:] and len(indices) == 1:
                 function = _only_result_of(function)
             everything = kept == list(range(len(places)))
-            traits = Native(rule.accumulates, rule.overwrites_dy, rule.takes_unit_seed) if native else None
-            return function, edges, None if everything else tuple(kept), rule.options, traits
+            later = {name for other, _ in own if not other.replaces_dy for name in other.keeps}
+            spends = tuple(i for i, name in zip(kept, rule.keeps) if rule.replaces_dy and name not in later)
+            scratch = "" if rest else rule.overwrites_dy  # a generic rule may have handed dy itself on
+            traits = rule.accumulates, scratch, rule.takes_unit_seed, rule.replaces_dy, spends
+            return (
+                function,
+                edges,
+                None if everything else tuple(kept),
+                rule.options,
+                Native(*traits) if native else None,
+            )
 
-        steps = [step(rule, indices, rule.function, True) for rule, indices in own]
-        steps += [step(rule, indices, functools.partial(rule.function, backend.xp), False) for rule, indices in rest]
+        steps = [step(rule, indices, functools.partial(rule.function, backend.xp), False) for rule, indices in rest]
+        steps += [step(rule, indices, rule.function, True) for rule, indices in own]
         return Plan(
             op=self,
             wanted=wanted,

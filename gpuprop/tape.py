@@ -33,7 +33,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._op import Op, Plan
+    from ._op import Native, Op, Plan
 
 
 class Tape(threading.local):
@@ -543,24 +543,31 @@ class _Walk:
             else:
                 steps = plan.steps
             for function, targets, places, names, native in steps:
-                if useful is not None and not any(e >= 0 and edges[e] in useful for e in targets):
+                if useful is not None and targets and not any(e >= 0 and edges[e] in useful for e in targets):
                     continue
                 if dy is ONE and not (native and native.takes_unit_seed):
                     dy = self.ones(node)
-                arguments = kept if places is None else [kept[i] for i in places]
+                arguments: Any = kept if places is None else [kept[i] for i in places]
                 if names or native:
                     options = {name: node.options[name] for name in names}
-                    if native and native.overwrites_dy and mine and function is steps[-1][0]:
+                    if native and native.overwrites_dy and mine and (native.replaces_dy or function is steps[-1][0]):
                         options[native.overwrites_dy] = dy  # nobody else refers to it, and no later step reads it
                     if native and native.accumulates and useful is None:
-                        gradients = self.write_in_place(function, dy, arguments, options, edges, targets)
+                        gradients = self.write_in_place(function, dy, arguments, options, edges, targets, native)
                     else:
                         gradients = function(dy, *arguments, **options)
+                    if native and native.replaces_dy:
+                        dy, *gradients = gradients
+                        mine = not retain_graph
+                        if mine:
+                            node.kept = value = arguments = None
+                            for place in native.spends:
+                                kept[place] = None
                 else:
                     gradients = function(dy, *arguments)
                 for e in targets:
                     try:
-                        if len(targets) == 1:
+                        if len(targets) == 1 and not (native and native.replaces_dy):
                             gradient = gradients
                         else:
                             gradient, *gradients = gradients
@@ -589,26 +596,34 @@ class _Walk:
         return self.found
 
     def write_in_place(
-        self, function: Callable, dy: Any, arguments: Any, options: dict, edges: tuple, targets: tuple[int, ...]
+        self,
+        function: Callable,
+        dy: Any,
+        arguments: Any,
+        options: dict,
+        edges: tuple,
+        targets: tuple[int, ...],
+        native: Native,
     ) -> Any:
         """Calls an implementation that writes gradients of leaves where they live, and returns the others (None for those).
 
-        It gets a place, or None, for each of its results (one place, not a tuple, where it has one result).
+        It gets a place, or None, for each of its targets (one place, not a tuple, where that is all it returns).
         """
         places = tuple(self.place_in(edges[e]) if e >= 0 else None for e in targets)
         if not any(place is not None for place in places):
             return function(dy, *arguments, **options)
         add = tuple(place is not None and edges[e].grad is not None for e, place in zip(targets, places))
-        if len(targets) == 1:
+        if len(targets) == 1 and not native.replaces_dy:
             function(dy, *arguments, out=places[0], accumulate=add[0], **options)
-            gradients: Any = None
+            results: Any = None
         else:
-            gradients = function(dy, *arguments, out=places, accumulate=add, **options)
-            gradients = [None if place is not None else g for g, place in zip(gradients, places)]
+            results = list(function(dy, *arguments, out=places, accumulate=add, **options))
+            first = len(results) - len(places)
+            results[first:] = [None if place is not None else g for g, place in zip(results[first:], places)]
         for e, place in zip(targets, places):
             if place is not None:
                 edges[e].written(place)
-        return gradients
+        return results
 
     def place_in(self, node: Any) -> Any:
         """Where the gradient of a leaf can be written at once: nobody wants to see it before, and nothing else has come."""

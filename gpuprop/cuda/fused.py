@@ -6,7 +6,7 @@ from typing import Any
 
 import cupy
 
-from .._op import Op
+from ..ops.fused import Fusible
 from ..ops.linalg import check_linear, rows
 from . import launch
 from ._elementwise import Elementwise
@@ -16,57 +16,53 @@ def _matrix(array: Any) -> Any:
     return rows(cupy, array)
 
 
-def linear_activation(f: Op, x: Any, weight: Any, bias: Any, options: dict[str, Any], keep: bool, out: Any) -> Any:
+def linear_activation(f: Fusible, x: Any, weight: Any, bias: Any, keep: bool, out: Any) -> Any:
     """(y, kept): kept is y where the activation's gradient names y (then one buffer holds both), else the product without bias."""
-    binder = getattr(f.cuda.implementation, "binder", None)
-    if not isinstance(binder, Elementwise) or not launch.takes(x, weight, *([] if bias is None else [bias])):
+    if not launch.takes(x, weight, *([] if bias is None else [bias])):
         return NotImplemented
     check_linear(x, weight, bias)
-    settings = {**f.defaults, **options}
+    binder = _binder(f)
     z = cupy.matmul(_matrix(x), weight.T)
-    y = z if binder.keeps == "y" else cupy.empty_like(z)
+    y = z if f.keeps_y else cupy.empty_like(z)
     if bias is None:
-        binder.forward(z, out=y, **settings)
+        binder.forward(z, out=y, **f.options)
     else:
-        binder.bias_forward(z, launch.packed(bias), y, **settings)
+        binder.bias_forward(z, launch.packed(bias), y, **f.options)
     shape = (*x.shape[:-1], weight.shape[0])
     y, z = y.reshape(shape), z.reshape(shape)
     if out is not None:
         y = launch.finished(y, out)
-    return (y, y if binder.keeps == "y" else z) if keep else (y,)
+    return (y, y if f.keeps_y else z) if keep else (y,)
 
 
-def linear_activation_gradients(
-    f: Op,
-    dy: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    kept: Any,
-    options: dict[str, Any],
-    wanted: tuple[bool, ...],
-    out: tuple,
-    accumulate: tuple[bool, ...],
-    scratch: Any,
+def activation_gradients(
+    f: Fusible, dy: Any, bias: Any, kept: Any, wanted: bool, out: Any, accumulate: bool, scratch: Any
 ) -> tuple:
-    """dx, dweight and dbias; a gradient with a place in `out` is written there, or added to it."""
-    binder, settings = f.cuda.implementation.binder, {**f.defaults, **options}  # type: ignore[union-attr]
+    """The gradients of the activation's input and of the bias; the latter is written, or added, to `out` if there is one."""
+    binder, shape = _binder(f), dy.shape
     dy, kept = launch.packed(_matrix(dy)), launch.packed(_matrix(kept))
     dz = dy if scratch is not None else cupy.empty_like(dy)
-    db = out[2] if out[2] is not None else cupy.empty(weight.shape[0], dy.dtype) if wanted[2] else None
     if bias is None:
-        binder.backward(dy, kept, out=dz, **settings)
-    else:
-        # Without a wanted bias gradient its sum is written all the same: one launch, 4 bytes per column.
-        place = db if db is not None else cupy.empty(weight.shape[0], dy.dtype)
-        binder.bias_backward(dy, kept, launch.packed(bias), dz, place, accumulate=accumulate[2], **settings)
-    return (
-        _product(dz, weight, None if out[0] is None else _matrix(out[0]), accumulate[0]).reshape(x.shape)
-        if wanted[0]
-        else None,
-        _product(dz.T, _matrix(x), out[1], accumulate[1]) if wanted[1] else None,
-        db if wanted[2] else None,
-    )
+        binder.backward(dy, kept, out=dz, **f.options)
+        return dz.reshape(shape), None
+    # Without a wanted bias gradient its sum is written all the same: one launch, 4 bytes per column.
+    db = out if out is not None else cupy.empty(bias.shape, dy.dtype)
+    binder.bias_backward(dy, kept, launch.packed(bias), dz, db, accumulate=accumulate, **f.options)
+    return dz.reshape(shape), db if wanted else None
+
+
+def input_gradient(dy: Any, weight: Any) -> Any:
+    """dy @ weight."""
+    return cupy.matmul(_matrix(dy), weight).reshape(*dy.shape[:-1], weight.shape[1])
+
+
+def weight_gradient(dy: Any, x: Any, out: Any, accumulate: bool) -> Any:
+    """dy^T @ x, written or added to `out` if there is one."""
+    return _product(_matrix(dy).T, _matrix(x), out, accumulate)
+
+
+def _binder(f: Fusible) -> Elementwise:
+    return f.op.cuda.implementation.binder  # type: ignore[union-attr]
 
 
 def _product(a: Any, b: Any, out: Any, accumulate: bool) -> Any:

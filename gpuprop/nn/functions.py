@@ -7,6 +7,7 @@ from typing import Any
 
 from .._op import Op
 from .._tensor import asarray, full
+from ..ops.fused import fusible
 from . import functional as F
 from .module import Module
 from .parameter import Parameter
@@ -33,6 +34,23 @@ class Activation(FunctionModule):
     def extra_repr(self) -> str:
         shown = [*self.passed, "inplace"] if getattr(self, "inplace", False) else self.passed
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
+
+def fusion_with(module: Module) -> dict[str, Any] | None:
+    """The options of `linear_activation` for a Linear before this module; None if the two are not one op."""
+    kind: Any = type(module)
+    try:
+        fusion = _FUSIONS[kind]
+    except KeyError:
+        plain = issubclass(kind, Activation) and kind.forward is Activation.forward and isinstance(kind.function, Op)
+        known = plain and fusible(kind.function.name) is not None
+        fusion = _FUSIONS[kind] = {"activation": kind.function.name, "options": ()} if known else None
+    if fusion is None or not kind.passed:
+        return fusion
+    return {**fusion, "options": tuple([(name, getattr(module, name)) for name in kind.passed])}
+
+
+_FUSIONS: dict[type, dict[str, Any] | None] = {}  # by class, without its options
 
 
 class Loss(FunctionModule):

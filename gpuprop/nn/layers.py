@@ -13,8 +13,11 @@ from .._random import Generator
 from .._tensor import Tensor, empty, get_default_dtype, ones, zeros
 from ..device import Device, default_device, require
 from ..errors import ArgumentError, BoundsError, OptionError
+from ..ops.fused import linear_activation
+from ..tape import call
 from . import functional as F
 from . import functions, init
+from .functions import fusion_with
 from .module import Module
 from .parameter import Parameter, one_chunk
 
@@ -276,7 +279,10 @@ class _Numbered(Module):
 
 
 class Sequential(_Numbered):
-    """Modules one after another: y = f_n(... f_1(x)). Takes them in order, or in one mapping by name."""
+    """Modules one after another: y = f_n(... f_1(x)). Takes them in order, or in one mapping by name.
+
+    A `Linear` and the activation after it are computed as one op, `gp.nn.functional.linear_activation`.
+    """
 
     def __init__(self, *modules: Any):
         if len(modules) == 1 and isinstance(modules[0], Mapping):
@@ -289,10 +295,22 @@ class Sequential(_Numbered):
         return Sequential(*modules)
 
     def forward(self, input: Any) -> Any:
+        linear = None  # waits for what comes after it
         for module in self.__dict__.values():
-            if isinstance(module, Module):
+            if not isinstance(module, Module):
+                continue
+            if linear is not None:
+                fused = fusion_with(module)
+                if fused is None:
+                    input = linear(input)
+                else:
+                    input = call(linear_activation, (input, linear.weight, linear.bias), fused)
+                    linear = None
+                    continue
+            linear = module if type(module) is Linear else None
+            if linear is None:
                 input = module(input)
-        return input
+        return input if linear is None else linear(input)
 
 
 class ModuleList(_Numbered):

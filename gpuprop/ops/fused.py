@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from .._op import REGISTRY, Op, op
+from ..cuda._elementwise import Elementwise
 from ..device import HOST
 from ..errors import OptionError
 from ..testing import Draw, ErrorSample, Sample
-from .linalg import check_linear, linear, ones_of, product, rows
+from .linalg import linear, rows
+
+
+class Fusible(NamedTuple):
+    """An activation that a linear map can be fused with, with its options."""
+
+    op: Op
+    options: dict[str, Any]
+    keeps_y: bool  # its gradient is computed from y, so z may be overwritten
+    backward_options: dict[str, Any]
 
 
 @functools.cache
-def fusible(name: str) -> Op | None:
-    """The activation of a name, if a linear map can be fused with it: an op of one input, whose gradient names x or y."""
+def fusible(name: str, options: tuple = ()) -> Fusible | None:
+    """The activation of a name, if it has a kernel that adds a bias: an op of one input, element by element."""
     activation = REGISTRY.get(name)
-    if activation is None or len(activation.inputs) != 1 or len(activation.gradients) != 1:
+    twin = activation.cuda.implementation if activation is not None else None
+    if activation is None or not isinstance(getattr(twin, "binder", None), Elementwise):
         return None
-    return activation if activation.gradients[0].keeps in (("x",), ("y",)) else None
+    rule, settings = activation.gradients[0], {**activation.defaults, **dict(options)}
+    return Fusible(activation, settings, rule.keeps == ("y",), {name: settings[name] for name in rule.options})
 
 
-def _fusible(name: str) -> Op:
-    activation = fusible(name)
+def _fusible(name: str, options: tuple) -> Fusible:
+    activation = fusible(name, options)
     if activation is None:
         raise OptionError(
-            f"linear_activation: expected an op of one input whose gradient names x or y, got {name!r}; call linear and then the activation"
+            f"linear_activation: expected an activation with a kernel of its own, got {name!r}; call linear and then the activation"
         )
     return activation
 
@@ -61,17 +71,16 @@ def linear_activation(xp, x, weight, bias=None, *, activation, options=()):
     activation: the name of an op of one input; options: its options as (name, value) pairs.
     Raises: ShapeError; OptionError for a name that is none.
     """
-    f = _fusible(activation)
-    return f(xp, linear(xp, x, weight, bias), **dict(options))
+    f = _fusible(activation, options)
+    return f.op(xp, linear(xp, x, weight, bias), **f.options)
 
 
 @linear_activation.grad("x", "weight", "bias")
 def _(xp, dy, x, weight, bias, *, activation, options, wanted):
-    f = _fusible(activation)
+    f = _fusible(activation, options)
     z = linear(xp, x, weight, bias)  # computed again: generic rules keep no residuals
-    settings = {**f.defaults, **dict(options)}
-    kept = z if f.gradients[0].keeps == ("x",) else f(xp, z, **settings)
-    dz = _backward(f, functools.partial(f.gradients[0].function, xp), dy, kept, settings)
+    kept = f.op(xp, z, **f.options) if f.keeps_y else z
+    dz = f.op.gradients[0].function(xp, dy, kept, **f.backward_options)
     return (
         xp.matmul(dz, weight) if wanted[0] else None,
         xp.matmul(xp.transpose(rows(xp, dz)), rows(xp, x)) if wanted[1] else None,
@@ -79,69 +88,64 @@ def _(xp, dy, x, weight, bias, *, activation, options, wanted):
     )
 
 
-def _backward(f: Op, rule: Any, dy: Any, kept: Any, settings: dict[str, Any], **places: Any) -> Any:
-    return rule(dy, kept, **{name: settings[name] for name in f.gradients[0].options}, **places)
-
-
-def flat_or_none(xp, place: Any) -> Any:
-    """A place for a gradient as a matrix of rows, or None where there is no place."""
-    return None if place is None else rows(xp, place)
-
-
 # --- CPU ------------------------------------------------------------------------------------------------------------
 
 
 @linear_activation.cpu(residuals=["kept"])
 def _(x, weight, bias=None, *, activation, options, keep, out=None):
-    if x.dtype is not weight.dtype or (bias is not None and bias.dtype is not x.dtype):
-        return NotImplemented
-    f = _fusible(activation)
-    check_linear(x, weight, bias)
-    z = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype) if out is None else out
-    np.dot(rows(np, x), weight.T, out=rows(np, z))
-    if bias is not None:
-        np.add(z, bias, out=z)
-    twin, settings = f.cpu.implementation, {**f.defaults, **dict(options)}
-    keeps_y = f.gradients[0].keeps == ("y",)
-    if twin is not None and keeps_y:
-        y = twin.forward(z, out=z, **settings)  # nobody needs z any more
-    elif twin is not None:
-        y = twin.forward(z, **settings)
+    z = linear.cpu.implementation.forward(x, weight, bias, out=out)
+    if z is NotImplemented:
+        return z
+    f = _fusible(activation, options)
+    twin = f.op.cpu.implementation
+    if twin is None:
+        y = f.op(HOST.xp, z, **f.options)
+    elif f.keeps_y:
+        y = twin.forward(z, out=z, **f.options)  # nobody needs z any more
     else:
-        y = f(HOST.xp, z, **settings)
-    return (y, y if keeps_y else z) if keep else (y,)
+        y = twin.forward(z, **f.options)
+    return (y, y if f.keeps_y else z) if keep else (y,)
 
 
-@linear_activation.cpu.grad("x", "weight", "bias")
-def _(dy, x, weight, kept, *, activation, options, wanted, out=(None,) * 3, accumulate=(False,) * 3, scratch=None):
-    f = _fusible(activation)
-    twin, settings = f.cpu.implementation, {**f.defaults, **dict(options)}
+@linear_activation.cpu.grad(replaces_dy=True)
+def _(dy, kept, *, activation, options, scratch=None):
+    f = _fusible(activation, options)
+    twin = f.op.cpu.implementation
     if twin is not None and twin.gradients:
-        dz = _backward(f, twin.gradients[0].function, dy, kept, settings, out=scratch)
-    else:
-        dz = _backward(f, functools.partial(f.gradients[0].function, HOST.xp), dy, kept, settings)
-    flat = rows(np, dz)
-    return (
-        product(flat, weight, flat_or_none(np, out[0]), accumulate[0]).reshape(x.shape) if wanted[0] else None,
-        product(flat.T, rows(np, x), out[1], accumulate[1]) if wanted[1] else None,
-        product(ones_of(len(flat), flat.dtype), flat, out[2], accumulate[2]) if wanted[2] else None,
-    )
+        return (twin.gradients[0].function(dy, kept, out=scratch, **f.backward_options),)
+    return (f.op.gradients[0].function(HOST.xp, dy, kept, **f.backward_options),)
 
 
-# --- CUDA: the activation's kernels with a bias, around two products -------------------------------------------------
+for _rule in linear.cpu.implementation.gradients:
+    linear_activation.cpu.grad(*_rule.targets)(_rule.function)
+
+
+# --- CUDA: the activation's kernels with a bias, between the products of `linear` ----------------------------------
 
 
 @linear_activation.cuda(residuals=["kept"])
 def _(x, weight, bias=None, *, activation, options, keep, out=None):
     from ..cuda.fused import linear_activation as forward
 
-    return forward(_fusible(activation), x, weight, bias, dict(options), keep, out)
+    return forward(_fusible(activation, options), x, weight, bias, keep, out)
 
 
-@linear_activation.cuda.grad("x", "weight", "bias")
-def _(
-    dy, x, weight, bias, kept, *, activation, options, wanted, out=(None,) * 3, accumulate=(False,) * 3, scratch=None
-):
-    from ..cuda.fused import linear_activation_gradients as backward
+@linear_activation.cuda.grad("bias", replaces_dy=True)
+def _(dy, bias, kept, *, activation, options, wanted, out=(None,), accumulate=(False,), scratch=None):
+    from ..cuda.fused import activation_gradients as backward
 
-    return backward(_fusible(activation), dy, x, weight, bias, kept, dict(options), wanted, out, accumulate, scratch)
+    return backward(_fusible(activation, options), dy, bias, kept, wanted[0], out[0], accumulate[0], scratch)
+
+
+@linear_activation.cuda.grad("x")
+def _(dy, weight):
+    from ..cuda.fused import input_gradient
+
+    return input_gradient(dy, weight)
+
+
+@linear_activation.cuda.grad("weight")
+def _(dy, x, *, out=None, accumulate=False):
+    from ..cuda.fused import weight_gradient
+
+    return weight_gradient(dy, x, out, accumulate)
