@@ -543,9 +543,12 @@ class _Walk:
             else:
                 steps = plan.steps
             for function, targets, places, names, native in steps:
-                if useful is not None and not any(e >= 0 and edges[e] in useful for e in targets):
-                    if not (native and native.replaces_dy):
-                        continue
+                if (
+                    useful is not None
+                    and not any(e >= 0 and edges[e] in useful for e in targets)
+                    and not (native and native.replaces_dy)
+                ):
+                    continue
                 if dy is ONE and not (native and native.takes_unit_seed):
                     dy = self.ones(node)
                 arguments: Any = kept if places is None else [kept[i] for i in places]
