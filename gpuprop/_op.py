@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._tensor import install
+from ._tensor import Unfinished, install
 from .device import BACKENDS
 from .errors import ArgumentError, DeclarationError, Error
 from .tape import call
@@ -176,6 +176,7 @@ class Op:
         self.smooth = smooth  # finite differences apply at the samples
         self.spelling = spelling  # the user's arguments -> arrays first, options by name
         self.gradients: list[GradientRule] = []
+        self.biased: Op | None = None  # for a loss, what computes it of its first input plus a bias: `bias_loss`
         self.__doc__ = rule.__doc__
         self.__name__ = self.__qualname__ = name
         self.__module__ = rule.__module__
@@ -355,6 +356,8 @@ class Op:
             except TypeError as error:
                 raise ArgumentError(f"{self.name}: {str(error).rpartition('() ')[2]}") from error
         inputs, options = self.arguments(args, given)
+        if self.biased is not None and type(inputs[0]) is Unfinished and inputs[0].parts is not None:
+            return self.biased(*inputs[0].parts, *inputs[1:], loss=self.name, options=tuple(options.items()))
         return call(self, inputs, options)
 
     def arguments(self, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

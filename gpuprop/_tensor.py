@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ class Tensor:
     _data: Any
     _node: Any = None  # None: no gradient is wanted; else a Leaf, or what computed it
     _leaf: Leaf | None = None
-    _version: list[int] | None = None
+    _version: list[Any] | None = None
     __array_ufunc__ = None  # `ndarray * tensor` asks the tensor
     __array_priority__ = 1000.0
 
@@ -148,8 +149,8 @@ class Tensor:
         if node is not None:
             self._node = node
 
-    def version(self) -> list[int]:
-        """The cell that dates the last change in place of this memory; views share it."""
+    def version(self) -> list[Any]:
+        """The cell that dates the last change in place of this memory; views share it. After the date, the sums that wait for it."""
         if self._version is None:
             self._version = [0]
         return self._version
@@ -183,6 +184,7 @@ class Tensor:
             raise MutationError(f"data: expected a leaf, got a result of {self._node.name}; use .detach()")
         if self._node is not None and not _tape.is_floating(array.dtype):
             raise DtypeError(f"data: expected a floating dtype for a leaf that requires a gradient, got {array.dtype}")
+        self._before_change()
         self._data = array
         if self._leaf is not None:
             self._leaf.shape, self._leaf.dtype = array.shape, array.dtype
@@ -509,7 +511,13 @@ class Tensor:
 
     # --- changes in place ---------------------------------------------------------------------------------------
 
+    def _before_change(self) -> None:
+        """Has the sums made that were to be made of these values."""
+        if self._version is not None and len(self._version) > 1:
+            finish_sums(self._version)
+
     def _check_mutable(self, what: str, *others: Any) -> None:
+        self._before_change()
         if not self.is_leaf:
             raise MutationError(
                 f"{what}: expected a tensor that was not computed on the tape, got a result of {self._node.name}; use .clone()"
@@ -657,6 +665,52 @@ for _name, _function in {
     "ixor": "bitwise_xor",
 }.items():
     setattr(Tensor, f"__{_name}__", _changing(_function))
+
+
+class Unfinished(Tensor):
+    """x + bias, computed when somebody looks at it: a loss adds the bias itself, in its one launch, and then nobody needs to.
+
+    Made in grad mode; finished in it too, and before the bias changes, so that nobody can tell when that was.
+    """
+
+    def __init__(self, x: Tensor, bias: Tensor):
+        self.parts: tuple[Tensor, Tensor] | None = (x, bias)
+        version = bias.version()
+        version.append(weakref.ref(self, version.remove))
+
+    def finish(self) -> None:
+        """Becomes an ordinary tensor."""
+        if self.parts is None:
+            return
+        (x, bias), self.parts = self.parts, None
+        version = bias.version()
+        version[1:] = [waiting for waiting in version[1:] if waiting() is not self]
+        with _tape.enable_grad():
+            result = x + bias
+        self.__class__ = Tensor  # type: ignore[assignment]
+        self.__dict__.update(_data=result._data, _node=result._node)
+
+    @property
+    def _data(self) -> Any:  # type: ignore[misc]
+        self.finish()
+        return self.__dict__["_data"]
+
+    @property
+    def _node(self) -> Any:  # type: ignore[misc]
+        self.finish()
+        return self.__dict__["_node"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape if self.parts is None else self.parts[0].shape
+
+
+def finish_sums(version: list[Any]) -> None:
+    """Has the sums computed that wait for values that are about to change."""
+    for waiting in version[1:]:
+        unfinished = waiting()
+        if unfinished is not None:
+            unfinished.finish()
 
 
 # --- Making tensors -------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Backend:
     name = "cpu"
     array_type: type = np.ndarray
     uses_implementations = True  # False: generic rules alone
+    leaves_biases = False  # a linear map leaves its bias to the loss after it, if there is one
 
     def __init__(self) -> None:
         xp: Any = Namespace(

@@ -80,7 +80,7 @@ class CudaBackend(Backend):
     array_type = cupy.ndarray
 
     def __init__(self) -> None:
-        self.uses_implementations = _kernels_are_on()
+        self.uses_implementations = self.leaves_biases = _kernels_are_on()
         self.xp = Namespace(
             "gpuprop.cuda.namespace",
             cupy,

@@ -10,11 +10,11 @@ import numpy as np
 
 from .. import numpy as gnp
 from .._random import Generator
-from .._tensor import Tensor, empty, get_default_dtype, ones, zeros
-from ..device import Device, default_device, require
+from .._tensor import Tensor, Unfinished, empty, get_default_dtype, ones, zeros
+from ..device import BACKENDS, Device, default_device, require
 from ..errors import ArgumentError, BoundsError, OptionError
 from ..ops.fused import linear_activation
-from ..tape import call
+from ..tape import call, is_grad_enabled
 from . import functional as F
 from . import functions, init
 from .functions import fusion_with
@@ -53,7 +53,10 @@ class Linear(Module):
             init.uniform_(self.bias, -bound, bound, generator)
 
     def forward(self, input: Any) -> Any:
-        return F.linear(input, self.weight, self.bias)
+        bias = self.bias
+        if bias is not None and BACKENDS[type(bias._data)].leaves_biases and bias.requires_grad and is_grad_enabled():
+            return Unfinished(F.linear(input, self.weight), bias)
+        return F.linear(input, self.weight, bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

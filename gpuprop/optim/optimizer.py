@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from .._norm import clipping_factor
-from .._tensor import Tensor, number
+from .._tensor import Tensor, finish_sums, number
 from ..device import BACKENDS, Backend, Device, copy_to, device_of, device_scope
 from ..errors import ArgumentError, CheckpointError, OptionError
 from ..nn.parameter import Parameter, flat_zeros, padded
@@ -177,24 +177,27 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        now = next(number)
         work, copies = self._prepare()
+        runs = [*work.plain, *(each for members in work.fused.values() for each in members)]
+        for version in (version for _, run in runs for version in run.versions if len(version) > 1):
+            finish_sums(version)
+        now = next(number)
         scale, skipping = _scalar("grad_scale", grad_scale), _scalar("skip", skip)
         norm = None if self.max_grad_norm is None else self._norm(work)
-        for place, runs in work.fused.items():
+        for place, members in work.fused.items():
             with device_scope(place[0]):
                 given = [None if x is None else copy_to(x, place[0]) for x in (norm, scale, skipping)]
-                self._steppers[place].step(runs, self._rows(place[1]), *given)
+                self._steppers[place].step(members, self._rows(place[1]), *given)
         if skipping is not None and work.fused:
             self._unsettled = True
         elif work.fused:
-            for runs in work.fused.values():
-                for _, run in runs:
+            for members in work.fused.values():
+                for _, run in members:
                     for record in run.records:
                         record["step"] += 1
         if work.plain and not (skipping is not None and bool(Tensor(skipping))):
             self._step_plainly(work.plain, norm, scale)
-        for _, run in (*work.plain, *(each for runs in work.fused.values() for each in runs)):
+        for _, run in runs:
             for version in run.versions:
                 version[0] = now
         for array, flat in copies:

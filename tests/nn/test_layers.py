@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gpuprop as gp
+import gpuprop.nn.functional as F
 from gpuprop import nn
 
 
@@ -243,3 +244,59 @@ def test_repr_is_pytorchs():
     assert repr(nn.RMSNorm(3)) == "RMSNorm((3,), eps=None, elementwise_affine=True)"
     assert repr(nn.BatchNorm1d(3)) == "BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
     assert repr(nn.Flatten()) == "Flatten(start_dim=1, end_dim=-1)" and repr(nn.Embedding(5, 3)) == "Embedding(5, 3)"
+
+
+# --- A bias that is left to the loss --------------------------------------------------------------------------------
+
+
+def logits_and_loss(device, look):
+    """Two steps; what was seen of the first step's logits, `look` saying when, and the parameters afterwards."""
+    layer = nn.Linear(5, 4, generator=gp.Generator("cpu", 3)).to(device)
+    optimizer = gp.optim.SGD(layer.parameters(), lr=0.5)
+    x = gp.tensor(np.linspace(-1, 1, 15).reshape(3, 5).astype(np.float32), device=device)
+    labels, seen = gp.tensor([0, 3, 1], device=device), None
+    for step in range(2):
+        optimizer.zero_grad()
+        logits = layer(x)
+        if look == "before" and not step:
+            seen = logits.numpy()
+        loss = F.cross_entropy(logits, labels)
+        if look == "also" and not step:
+            loss = loss + logits.sum() * 0.0
+        loss.backward()
+        optimizer.step()
+        if look == "after" and not step:
+            seen = logits.numpy()
+    return seen, [p.numpy() for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("look", ["never", "before", "after", "also"])
+def test_nobody_can_tell_when_a_bias_was_added(device, look):
+    seen, parameters = logits_and_loss(device, look)
+    expected, expected_parameters = logits_and_loss("cpu", "before")
+    for p, q in zip(parameters, expected_parameters):
+        np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-6)
+    if seen is not None:
+        np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_a_linear_layer_are_ordinary_tensors(device):
+    layer = nn.Linear(5, 4, generator=gp.Generator("cpu", 3)).to(device)
+    x = gp.ones(3, 5, device=device)
+    y = layer(x)
+    assert y.shape == (3, 4) and y.requires_grad and y.ndim == 2 and not y.is_leaf
+    bias = layer.bias.numpy().copy()
+    with gp.no_grad():
+        z = layer(x)
+        assert not z.requires_grad
+        kept = layer(x)
+        layer.bias += 1
+    np.testing.assert_allclose(layer(x).numpy(), y.numpy() + 1, rtol=1e-5)
+    np.testing.assert_allclose(kept.numpy(), z.numpy())
+    y.sum().backward()
+    np.testing.assert_allclose(layer.bias.grad.numpy(), 3)
+    layer.bias.data = gp.zeros(4, device=device).data
+    np.testing.assert_allclose(y.numpy() - bias, layer(x).numpy(), rtol=1e-4, atol=1e-6)
+    for _ in range(4):
+        layer(x)
+    assert len(layer.bias.version()) == 1  # nobody waits any more
