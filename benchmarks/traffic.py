@@ -138,16 +138,20 @@ def cases() -> Iterator[Case]:
         ("layer_norm", [x, scale, bias], [scale, bias]),
         ("rms_norm", [x, scale], [scale]),
         ("cross_entropy", [x, labels], []),
+        ("cross_entropy", [x.astype(cupy.float16), labels], []),
         ("mse_loss", [x, other], []),
         ("l1_loss", [x, other], []),
         ("smooth_l1_loss", [x, other], []),
         ("huber_loss", [x, other], []),
         ("binary_cross_entropy_with_logits", [x, positive], []),
+        ("binary_cross_entropy_with_logits", [x, positive, None, scale], [scale]),
         ("poisson_nll_loss", [x, positive], []),
         ("gaussian_nll_loss", [x, other, positive], []),
     ]:
         options = {"axis": -1} if name == "logsumexp" else {}
         yield from op_cases(REGISTRY[name], inputs, shared, **options)
+    yield from op_cases(REGISTRY["sum"], [x], [], axis=0)
+    yield from op_cases(REGISTRY["sum"], [x.astype(cupy.float16)], [], axis=0)
     base = cupy.zeros((), cupy.uint64)
     yield from op_cases(REGISTRY["dropout"], [x, base], [], p=0.5, seed=1, offset=0)
     yield from op_cases(REGISTRY["gather_rows"], [x, labels], [])

@@ -31,6 +31,29 @@ template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T* p) {
 }
 template <typename T> __device__ __forceinline__ void store_pack(T* p, const Pack<T>& v) { *reinterpret_cast<Pack<T>*>(p) = v; }
 
+// What one access moves: a pack, or a single element where packs do not fit.
+template <typename T, int W> struct alignas(sizeof(T) * W) Part {
+  T at[W];
+};
+template <int W, typename T> __device__ __forceinline__ Part<T, W> load_part(const T* p) {
+  static_assert(W == 1 || W == Pack<T>::size, "a part is an element or a pack");
+  Part<T, W> result;
+  if constexpr (W == 1) {
+    result.at[0] = *p;
+  } else {
+    const Pack<T> pack = load_pack(p);
+#pragma unroll
+    for (int k = 0; k < W; ++k) result.at[k] = pack.at[k];
+  }
+  return result;
+}
+template <int W, typename T, typename A> __device__ __forceinline__ void store_part(T* p, const A (&values)[W]) {
+  Part<T, W> part;
+#pragma unroll
+  for (int k = 0; k < W; ++k) part.at[k] = narrow<T>(values[k]);
+  *reinterpret_cast<Part<T, W>*>(p) = part;
+}
+
 // --- Sums: always in the same order, so that two runs agree to the bit ---------------------------------------------
 
 struct Add {

@@ -16,28 +16,6 @@ template <typename T_, int GROUP, int PACKS, int WIDTH, int THREADS> struct Layo
   static __device__ __forceinline__ int column(int pack) { return (pack * GROUP + lane()) * WIDTH; }
 };
 
-template <typename T, int W> struct alignas(sizeof(T) * W) Part {
-  T at[W];
-};
-template <int W, typename T> __device__ __forceinline__ Part<T, W> load_part(const T* p) {
-  static_assert(W == 1 || W == Pack<T>::size, "a part is an element or a pack");
-  Part<T, W> result;
-  if constexpr (W == 1) {
-    result.at[0] = *p;
-  } else {
-    const Pack<T> pack = load_pack(p);
-#pragma unroll
-    for (int k = 0; k < W; ++k) result.at[k] = pack.at[k];
-  }
-  return result;
-}
-template <int W, typename T, typename A> __device__ __forceinline__ void store_part(T* p, const A (&values)[W]) {
-  Part<T, W> part;
-#pragma unroll
-  for (int k = 0; k < W; ++k) part.at[k] = narrow<T>(values[k]);
-  *reinterpret_cast<Part<T, W>*>(p) = part;
-}
-
 // The same row of INPUTS arrays.
 template <typename L, int INPUTS> struct Row {
   typedef typename L::T T;

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .column_sums import columns_at_once, grid, places
 from .source import FORMATS, THREADS, Kernel, every_kernel, kernel
 
 if TYPE_CHECKING:
     from .._op import Implementation, Op
 
-WARPS = 8  # of a block of `bias_backward`
-PARTS_PER_PROCESSOR = 4  # blocks of `bias_backward` per multiprocessor: enough to hide its reads, few partial sums
 LOOPS = {  # templates of elementwise.cuh and bias.cuh, which take the functor last
     "elementwise_forward": "const T* x, T* y, I n",
     "elementwise_backward": "const T* dy, const T* kept, T* dx, I n",
@@ -79,17 +78,16 @@ class Elementwise:
 
         if x.size:
             rows, columns = x.shape
-            width, index = _width(columns, x.dtype), launch.index_type(x.size)
-            function, members = self._kernel("bias_forward", x.dtype, options, index, str(width))
-            blocks = max(1, min(-(-x.size // (width * launch.THREADS)), 2**20))
-            function((blocks,), (launch.THREADS,), (x, bias, y, launch.index(rows), launch.index(columns), *members))
+            taken, index = columns_at_once(columns, x.itemsize), launch.index_type(x.size)
+            function, members = self._kernel("bias_forward", x.dtype, options, index, str(taken))
+            blocks = max(1, min(-(-x.size // (taken * THREADS)), 2**20))
+            sizes = launch.index(rows, x.size), launch.index(columns, x.size)
+            function((blocks,), (THREADS,), (x, bias, y, *sizes, *members))
 
     def bias_backward(
         self, dy: Any, kept: Any, bias: Any, dx: Any, db: Any, *, accumulate: bool = False, **options: Any
     ) -> None:
         """dx = dy f', and db = dx summed over rows (or added to db), in one launch; dx may be dy. kept: y, or x without bias."""
-        import cupy
-
         from . import launch
 
         rows, columns = dy.shape
@@ -97,14 +95,14 @@ class Elementwise:
             if not accumulate:
                 db.fill(0)
             return
-        width, index = _width(columns, dy.dtype), launch.index_type(dy.size)
-        function, members = self._kernel("bias_backward", dy.dtype, options, index, str(width), self._keeps_x)
-        stripes = -(-columns // (32 * width))
-        parts = max(1, min(-(-rows // WARPS), -(-PARTS_PER_PROCESSOR * launch.multiprocessors() // stripes)))
-        partial = cupy.empty((parts, columns), _arithmetic(dy.dtype))
-        sizes = launch.index(rows), launch.index(columns)
-        places = (dy, kept, bias, dx, partial, db, launch.tickets(stripes))
-        function((stripes, parts), (32 * WARPS,), (*places, *sizes, np.int32(accumulate), *members))
+        taken, index = columns_at_once(columns, dy.itemsize), launch.index_type(dy.size)
+        function, members = self._kernel("bias_backward", dy.dtype, options, index, str(taken), self._keeps_x)
+        blocks = grid(rows, columns, dy.itemsize)
+        partials, tickets = places(blocks, columns, dy.dtype)
+        sizes = launch.index(rows, dy.size), launch.index(columns, dy.size)
+        function(
+            blocks, (THREADS,), (dy, kept, bias, dx, partials, db, tickets, *sizes, np.int32(accumulate), *members)
+        )
 
     # --- kernels --------------------------------------------------------------------------------------------------
 
@@ -158,12 +156,6 @@ def functor_kernel(
 
 def _arithmetic(dtype: Any) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def _width(columns: int, dtype: Any) -> int:
-    """Columns that a thread takes at a time: a pack of 16 bytes where that divides the rows."""
-    pack = 16 // dtype.itemsize
-    return pack if columns % pack == 0 else 1
 
 
 def elementwise(file: str, functor: str | Mapping[str, str], *, by: str = "") -> Elementwise:

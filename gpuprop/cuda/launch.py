@@ -51,8 +51,9 @@ def index_type(count: int) -> str:
     return "int" if count < FAR else "long long"
 
 
-def index(count: int) -> Any:
-    return np.int32(count) if count < FAR else np.int64(count)
+def index(count: int, size: int = 0) -> Any:
+    """A count as a kernel's argument, of the type that indexes an array of `size` elements (left out: of so many)."""
+    return np.int32(count) if (size or count) < FAR else np.int64(count)
 
 
 def blocks_for(count: int, itemsize: int) -> int:

@@ -99,7 +99,10 @@ def scaled(gradient: Any, dy: Any, factor: float = 1.0) -> Any:
 
 # --- Cross-entropy of rows ------------------------------------------------------------------------------------------
 
-CHUNKS = 512  # of the labels, whose weights are summed each by one warp; a block reads all sums
+CHUNKS, OF_CHUNK = (
+    512,
+    128,
+)  # the labels are cut into so many chunks at most, of so many at least; one warp sums the weights of each
 LABELS = (
     "const Label* labels, const T* weight, long long ignore_index, A smoothing, unsigned long long* words, int chunks, "
     "int* outside, int* nothing"
@@ -167,7 +170,7 @@ class CrossEntropy:
         if by_label:
             if target.dtype.itemsize < 4 or target.dtype.kind == "u":
                 target = target.astype(np.int64)
-            chunks = max(1, min(CHUNKS, -(-rows // 32), blocks * (layout.threads // 32)))
+            chunks = max(1, min(CHUNKS, -(-rows // OF_CHUNK), blocks * (layout.threads // 32)))
             counters = launch.tickets(2 + 2 * chunks)  # a ticket, and words of 8 bytes
             words = np.uintp(counters.data.ptr + 8)
             flags = _raises(*self.outside(columns, ignore_index)), _raises(*self.nothing)

@@ -94,6 +94,17 @@ def _(xp, dy, x_shape, *, axis, keepdims):
 sum.cpu = np.add.reduce
 
 
+@sum.cuda
+def _(x, *, axis=None, dtype=None, keepdims=False, out=None):
+    """Over the first axes alone, where others are left: the columns of a matrix."""
+    axes = reduced_axes(x.shape, axis)
+    if not 0 < len(axes) < x.ndim or sorted(axes) != list(range(len(axes))) or (dtype or x.dtype) != x.dtype:
+        return NotImplemented
+    from ..cuda.column_sums import sum_of_rows
+
+    return sum_of_rows(x, len(axes), keepdims, out)
+
+
 def _means(draw: Draw):
     yield from _axes(draw)
     yield Sample(draw.normal(2, 3), axis=0, dtype=np.dtype(np.float64))

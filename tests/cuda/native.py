@@ -7,9 +7,17 @@ import pytest
 
 import gpuprop as gp
 from gpuprop.device import HOST, backend_for, require
+from gpuprop.tape import is_floating
+
+try:
+    import ml_dtypes  # with it, NumPy knows bfloat16 by its name
+except ImportError:
+    ml_dtypes = None
 
 SIZES = [1, 3, 31, 33, 1000, 1025]
-DTYPES = ["float16", "float32", "float64"]
+EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+without_bfloat16 = pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is not installed")
+DTYPES = [pytest.param("bfloat16", marks=without_bfloat16), "float16", "float32", "float64"]
 
 
 def on_device(array, apart=False):
@@ -77,7 +85,7 @@ def by_rule(op, *inputs, dy=None, **options):
 
 
 def is_real(value):
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return isinstance(value, np.ndarray) and is_floating(value.dtype)
 
 
 def double(values):
@@ -86,7 +94,7 @@ def double(values):
 
 def assert_close(actual, expected, dtype, length, terms=0.0):
     """Within 4 eps, times the root of the length of the sums, of the largest value, or of the terms whose difference it is."""
-    tolerance = 4 * np.finfo(dtype).eps * max(1, length) ** 0.5
+    tolerance = 4 * EPSILON[np.dtype(dtype).name] * max(1, length) ** 0.5
     largest = np.max(np.abs(expected[np.isfinite(expected)]), initial=terms)
     assert actual.dtype == dtype and actual.shape == expected.shape
     np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=tolerance, atol=tolerance * largest)
