@@ -15,6 +15,7 @@ from numpy import int64 as long
 from . import cuda, data, errors, nn, ops, optim, testing
 from . import numpy as numpy
 from ._op import op
+from ._precision import get_float32_matmul_precision, set_float32_matmul_precision
 from ._random import (
     Generator,
     default_generator,

@@ -232,9 +232,15 @@ def device_report() -> dict[str, Any]:
     """What was found on this machine and why the default device is what it is.
 
     Returns a dict: `default` (a Device), `reason` (why that one), `cuda` (a list of dicts: index, name, capability, memory in
-    bytes), `cuda_reason` (why there is none, or ""), `numpy` and `cupy` (versions, or None).
+    bytes), `cuda_reason` (why there is none, or ""), `cublaslt` (the version of the library that multiplies matrices on a GPU and can
+    be captured, or None: then CuPy multiplies), `cublaslt_reason` (why there is none, or ""), `numpy` and `cupy` (versions, or None).
     """
     devices, reason = _probe_cuda()
+    cublaslt, cublaslt_reason = None, reason
+    if devices:
+        from .cuda.gemm import report
+
+        cublaslt, cublaslt_reason = report()
     default, why = _choose_default()
     cupy_version = None
     with contextlib.suppress(ImportError):
@@ -249,6 +255,8 @@ def device_report() -> dict[str, Any]:
         "reason": why,
         "cuda": devices,
         "cuda_reason": reason,
+        "cublaslt": cublaslt,
+        "cublaslt_reason": cublaslt_reason,
         "numpy": np.__version__,
         "cupy": cupy_version,
     }

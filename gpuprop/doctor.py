@@ -33,6 +33,10 @@ def examine(say: Callable[[str], object]) -> bool:
         say(f"cuda:{row['index']:<8}{row['name']}, compute capability {major}.{minor}, {row['memory'] / 2**30:.0f} GiB")
     if report["cuda"] and not backend_for(devices[-1]).uses_implementations:
         say("kernels      off, by GPUPROP_KERNELS: generic rules run through CuPy")
+    if report["cublaslt"]:
+        say(f"products     by cuBLASLt {report['cublaslt']}")
+    elif report["cuda"]:
+        say(f"products     by CuPy, which cannot capture them: {report['cublaslt_reason']}")
     if not report["cuda"]:
         say(f"cuda         none: {report['cuda_reason']}")
     passed = [_passes(device, say) for device in devices]  # each of them, also after one that failed

@@ -28,8 +28,10 @@ def test_names():
 
 def test_the_report_says_what_and_why():
     report = gp.device_report()
-    assert set(report) == {"default", "reason", "cuda", "cuda_reason", "numpy", "cupy"}
+    found = {"default", "reason", "cuda", "cuda_reason", "cublaslt", "cublaslt_reason", "numpy", "cupy"}
+    assert set(report) == found
     assert bool(report["cuda"]) == gp.is_available() != bool(report["cuda_reason"])
+    assert bool(report["cublaslt"]) != bool(report["cublaslt_reason"])
     assert report["reason"] and report["numpy"] == np.__version__
 
 

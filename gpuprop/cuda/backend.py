@@ -90,6 +90,8 @@ class CudaBackend(Backend):
                 "getitem": "gpuprop.cuda.backend:getitem",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
+                "matmul": "gpuprop.cuda.gemm:product",
+                **{name: f"gpuprop.cuda.products:{name}" for name in ("dot", "inner", "vdot", "tensordot", "einsum")},
                 **{
                     name: f"gpuprop.cuda.{kernels if self.uses_implementations else 'generic'}:{name}"
                     for name, kernels in NATIVE.items()

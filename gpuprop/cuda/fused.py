@@ -10,6 +10,7 @@ from ..ops.fused import Fusible
 from ..ops.linalg import check_linear, rows
 from . import launch
 from ._elementwise import Elementwise
+from .gemm import product
 
 
 def _matrix(array: Any) -> Any:
@@ -22,7 +23,7 @@ def linear_activation(f: Fusible, x: Any, weight: Any, bias: Any, keep: bool, ou
         return NotImplemented
     check_linear(x, weight, bias)
     binder = _binder(f)
-    z = cupy.matmul(_matrix(x), weight.T)
+    z = product(_matrix(x), weight.T)
     y = z if f.keeps_y else cupy.empty_like(z)
     if bias is None:
         binder.forward(z, out=y, **f.options)
@@ -53,22 +54,13 @@ def activation_gradients(
 
 def input_gradient(dy: Any, weight: Any) -> Any:
     """dy @ weight."""
-    return cupy.matmul(_matrix(dy), weight).reshape(*dy.shape[:-1], weight.shape[1])
+    return product(_matrix(dy), weight).reshape(*dy.shape[:-1], weight.shape[1])
 
 
 def weight_gradient(dy: Any, x: Any, out: Any, accumulate: bool) -> Any:
     """dy^T @ x, written or added to `out` if there is one."""
-    return _product(_matrix(dy).T, _matrix(x), out, accumulate)
+    return product(_matrix(dy).T, _matrix(x), out=out, accumulate=accumulate)
 
 
 def _binder(f: Fusible) -> Elementwise:
     return f.op.cuda.implementation.binder  # type: ignore[union-attr]
-
-
-def _product(a: Any, b: Any, out: Any, accumulate: bool) -> Any:
-    if out is None:
-        return cupy.matmul(a, b)
-    if accumulate:
-        out += cupy.matmul(a, b)
-        return out
-    return cupy.matmul(a, b, out=out)
