@@ -14,8 +14,14 @@ from numpy import int64 as long
 
 from . import cuda, data, errors, nn, ops, optim, testing
 from . import numpy as numpy
+from ._matmul import (
+    get_float32_matmul_precision,
+    get_matmul_choices,
+    set_float32_matmul_precision,
+    set_matmul_autotuning,
+    set_matmul_choices,
+)
 from ._op import op
-from ._precision import get_float32_matmul_precision, set_float32_matmul_precision
 from ._random import (
     Generator,
     default_generator,

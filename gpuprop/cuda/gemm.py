@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cupy
 import numpy as np
 
-from .. import _precision
+from .. import _matmul
 from .launch import PACK
+from .stacks import Problem, Shape, Stack, problem
 
 # cudaDataType_t of the arrays, cublasComputeType_t, cudaDataType_t of alpha and beta. 16-bit numbers are added in float32.
 FORMATS = {
@@ -31,6 +33,8 @@ FORMATS = {
     "bfloat16": (14, 68, 0),
 }
 TF32 = 77
+REFUSALS = (7, 15)  # cublasStatus_t: an invalid value, not supported
+PROPOSALS = 8  # algorithms that are looked at
 # In host memory, where the library reads alpha and beta when it is called.
 _ZERO_AND_ONE: dict[int, np.ndarray] = {0: np.array([0, 1], np.float32), 1: np.array([0, 1], np.float64)}
 NEEDS = "nvmath-python is not installed (it comes with gpuprop's extras cuda13 and cuda12)"
@@ -75,9 +79,14 @@ class Workspaces(dict):
 
 
 @functools.cache
+def capability(device: int) -> int:
+    """The compute capability of a device: 90 is 9.0."""
+    return int(cupy.cuda.Device(device).compute_capability)
+
+
 def workspace_size(device: int) -> int:
     """What NVIDIA recommends: 32 MiB from Hopper on, 4 MiB before."""
-    return (32 if int(cupy.cuda.Device(device).compute_capability) >= 90 else 4) << 20
+    return (32 if capability(device) >= 90 else 4) << 20
 
 
 class _Here(threading.local):
@@ -102,67 +111,6 @@ def workspaces(owned: Workspaces) -> Iterator[Workspaces]:
         _here.workspaces = before
 
 
-# --- How operands lie in memory -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Equal matrices at equal distances: each has its rows one after another, or, `transposed`, its columns."""
-
-    rows: int
-    columns: int
-    leading: int  # elements from one row (or column) to the next
-    transposed: bool
-    step: int  # elements from one matrix to the next; 0: they are all the same one
-
-
-def as_stack(shape: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...]) -> Stack | None:
-    """Matrices in the last two axes, the others broadcast to `batch`; None where no stack looks like that. Strides in elements."""
-    (*_, rows, columns), (*_, down, across) = shape, strides
-    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
-        leading, transposed = (down if rows > 1 else max(columns, 1)), False
-    elif (down == 1 or rows == 1) and (across >= rows or columns == 1):
-        leading, transposed = (across if columns > 1 else max(rows, 1)), True
-    else:
-        return None
-    missing = len(batch) - len(shape) + 2
-    steps = [0] * missing + [0 if n == 1 else s for n, s in zip(shape[:-2], strides[:-2])]
-    outer = [(n, s) for n, s in zip(batch, steps) if n != 1]
-    for (_, far), (count, near) in zip(outer, outer[1:]):
-        if far != count * near:
-            return None
-    step = outer[-1][1] if outer else 0
-    return None if step < 0 else Stack(rows, columns, leading, transposed, step)
-
-
-def stacked(
-    shape: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...]
-) -> tuple[Stack, tuple[int, ...] | None]:
-    """The same for any array, and the shape in which it has to be copied for that, or None."""
-    found = as_stack(shape, strides, batch)
-    if found is not None:
-        return found, None
-    found = as_stack(shape, _strides(shape), batch)
-    if found is not None:
-        return found, shape
-    shape = (*batch, *shape[-2:])
-    found = as_stack(shape, _strides(shape), batch)
-    assert found is not None  # C order is a stack
-    return found, shape
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
-
-
-def _packed(array: Any, shape: tuple[int, ...] | None) -> Any:
-    if shape is None:
-        return array
-    if array.ndim < 2:  # a vector is a matrix of one row or column
-        array = array.reshape(shape[-2:])
-    return cupy.ascontiguousarray(cupy.broadcast_to(array, shape))
-
-
 # --- Plans ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,9 +118,9 @@ def _packed(array: Any, shape: tuple[int, ...] | None) -> Any:
 class Plan:
     """What products of one look have in common. `descriptor` is 0 where there is nothing to multiply."""
 
-    shape: tuple[int, ...]
-    pack_a: tuple[int, ...] | None = None
-    pack_b: tuple[int, ...] | None = None
+    shape: Shape
+    pack_a: Shape | None = None
+    pack_b: Shape | None = None
     library: Any = None
     device: int = 0
     handle: int = 0
@@ -184,6 +132,12 @@ class Plan:
     zero: int = 0  # addresses
     one: int = 0
     epilogue: Epilogue | None = None
+
+    def take(self, algorithms: Any, place: int) -> None:
+        """Takes one of the proposed algorithms."""
+        self.algorithm = algorithms[place : place + 1]
+        self.algorithm_at = self.algorithm.ctypes.data
+        self.workspace = int(self.algorithm["workspace_size"][0])
 
     def multiply(self, a: Any, b: Any, y: Any, accumulate: bool) -> None:
         """y = a @ b, or y += a @ b, on the current stream."""
@@ -212,6 +166,14 @@ class Plan:
         )
 
 
+def _packed(array: Any, shape: Shape | None) -> Any:
+    if shape is None:
+        return array
+    if array.ndim < 2:  # a vector is a matrix of one row or column
+        array = array.reshape(shape[-2:])
+    return cupy.ascontiguousarray(cupy.broadcast_to(array, shape))
+
+
 _plans: dict[tuple, Plan | None] = {}
 _ALIGNMENT = tuple(PACK if low == 0 else low & -low for low in range(PACK))
 
@@ -221,81 +183,61 @@ def plan_for(a: Any, b: Any, out: Any = None, epilogue: str = "DEFAULT") -> Plan
     at = a.data
     alignment = _ALIGNMENT[(at.ptr | b.data.ptr | (0 if out is None else out.data.ptr)) % PACK]
     look = (a.shape, a.strides, b.shape, b.strides, a.dtype, b.dtype, at.device_id, alignment, epilogue)
-    key = (look, _precision.current)
+    key = (look, _matmul.settings)
     try:
         return _plans[key]
     except KeyError:
-        plan = _plans[key] = make_plan(*look, precision=_precision.current)
+        plan = _plans[key] = make_plan(*look)
         return plan
 
 
 def make_plan(
-    a_shape: tuple[int, ...],
-    a_strides: tuple[int, ...],
-    b_shape: tuple[int, ...],
-    b_strides: tuple[int, ...],
+    a_shape: Shape,
+    a_strides: Shape,
+    b_shape: Shape,
+    b_strides: Shape,
     dtype: Any,
     b_dtype: Any,
     device: int,
     alignment: int,
     epilogue: str,
-    *,
-    precision: str,
 ) -> Plan | None:
     """Strides and alignment in bytes. The library's objects live as long as the process: there are as many as products look different."""
-    if not a_shape or not b_shape:
-        raise ValueError("expected arrays of at least one axis")
     library, _ = load()
     size = dtype.itemsize
     if library is None or dtype != b_dtype or dtype.name not in FORMATS or any(s % size for s in a_strides + b_strides):
         return None
-    a_strides, b_strides = tuple(s // size for s in a_strides), tuple(s // size for s in b_strides)
-    a_is_vector, b_is_vector = len(a_shape) == 1, len(b_shape) == 1
-    if a_is_vector:
-        a_shape, a_strides = (1, *a_shape), (0, *a_strides)
-    if b_is_vector:
-        b_shape, b_strides = (*b_shape, 1), (*b_strides, 0)
-    rows, terms, columns = a_shape[-2], a_shape[-1], b_shape[-1]
-    if terms != b_shape[-2]:
-        raise ValueError(f"expected as many columns on the left as rows on the right, got {terms} and {b_shape[-2]}")
-    batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
-    plan = Plan((*batch, *(() if a_is_vector else (rows,)), *(() if b_is_vector else (columns,))))
-    count = int(np.prod(batch, dtype=np.int64))
-    if not count * rows * terms * columns:
-        return plan
-
-    stack_a, plan.pack_a = stacked(a_shape, a_strides, batch)
-    stack_b, plan.pack_b = stacked(b_shape, b_strides, batch)
-    if stack_b.step == 0 and not stack_a.transposed and stack_a.step == rows * stack_a.leading:
-        # One right factor for a stack without gaps: the rows of all its matrices make one tall matrix.
-        rows, count = rows * count, 1
-        stack_a = Stack(rows, terms, stack_a.leading, False, 0)
-    if epilogue != "DEFAULT" and count > 1:
+    p = problem(a_shape, tuple(s // size for s in a_strides), b_shape, tuple(s // size for s in b_strides))
+    if p.empty:
+        return Plan(p.shape)
+    if epilogue != "DEFAULT" and p.count > 1:
         return None
 
     kind, compute, scalar_kind = FORMATS[dtype.name]
-    if dtype.name == "float32" and precision == "high":
+    if dtype.name == "float32" and _matmul.settings.precision == "high" and capability(device) >= 80:
         compute = TF32
-    plan.library, plan.device, plan.handle = library, device, _handle(device)
-    plan.zero = _ZERO_AND_ONE[scalar_kind].ctypes.data
-    plan.one = plan.zero + _ZERO_AND_ONE[scalar_kind].itemsize
     descriptor = library.matmul_desc_create(compute, scalar_kind)
     attribute = library.MatmulDescAttribute
-    _set("matmul_desc", descriptor, attribute.TRANSA, stack_b.transposed)
-    _set("matmul_desc", descriptor, attribute.TRANSB, stack_a.transposed)
-    if epilogue != "DEFAULT":
-        plan.epilogue = Epilogue(library, descriptor, epilogue, columns)
-    stack_y = Stack(rows, columns, columns, False, rows * columns)
-    a, b, y = plan.layouts = (
-        _layout(kind, stack_a, count),
-        _layout(kind, stack_b, count),
-        _layout(kind, stack_y, count),
+    _set("matmul_desc", descriptor, attribute.TRANSA, p.b.transposed)
+    _set("matmul_desc", descriptor, attribute.TRANSB, p.a.transposed)
+    scalars = _ZERO_AND_ONE[scalar_kind]
+    plan = Plan(
+        p.shape,
+        p.pack_a,
+        p.pack_b,
+        library,
+        device,
+        _handle(device),
+        descriptor,
+        (_layout(kind, p.a, p.count), _layout(kind, p.b, p.count), _layout(kind, p.y, p.count)),
+        zero=scalars.ctypes.data,
+        one=scalars.ctypes.data + scalars.itemsize,
+        epilogue=None if epilogue == "DEFAULT" else Epilogue(library, descriptor, epilogue, p.y.columns),
     )
-    found = choose(plan.handle, descriptor, (b, a, y, y), device, alignment)
-    if found is None:
+    algorithms = proposals(plan, alignment)
+    if not len(algorithms):
         return None
-    plan.descriptor, plan.algorithm, plan.algorithm_at = descriptor, found, found.ctypes.data
-    plan.workspace = int(found["workspace_size"][0])
+    plan.take(algorithms, choose(plan, p, size, algorithms, f"{dtype} {compute} {epilogue} {alignment}"))
     return plan
 
 
@@ -323,30 +265,90 @@ def _layout(kind: int, stack: Stack, count: int) -> int:
     return layout
 
 
-def choose(handle: int, descriptor: int, layouts: tuple[int, ...], device: int, alignment: int) -> Any:
-    """The first algorithm that the library's heuristic names, or None.
+def proposals(plan: Plan, alignment: int) -> Any:
+    """The algorithms that the library's heuristic proposes, those first that it takes for the fastest; an array of its structs.
 
     Sums over parts (split-K) are allowed where the parts are kept in the compute type and added by a second kernel: in one order, and
-    in float32 for 16-bit types too. So the choice follows from the product's look, the device and the library's version alone.
+    in float32 for 16-bit types too. So the list follows from the product's look, the device and the library's version alone.
     """
-    library, _ = load()
+    library = plan.library
     preference = library.matmul_preference_create()
     attribute = library.MatmulPreferenceAttribute
-    _set("matmul_preference", preference, attribute.MAX_WORKSPACE_BYTES, workspace_size(device))
+    _set("matmul_preference", preference, attribute.MAX_WORKSPACE_BYTES, workspace_size(plan.device))
     schemes = int(library.ReductionScheme.COMPUTE_TYPE)
     _set("matmul_preference", preference, attribute.REDUCTION_SCHEME_MASK, schemes)
     for operand in "ABCD":
         _set("matmul_preference", preference, attribute[f"MIN_ALIGNMENT_{operand}_BYTES"], alignment)
-    result, count = np.zeros(1, library.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+    results, count = np.zeros(PROPOSALS, library.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+    a, b, y = plan.layouts
     try:
         library.matmul_algo_get_heuristic(
-            handle, descriptor, *layouts, preference, 1, result.ctypes.data, count.ctypes.data
+            plan.handle,
+            plan.descriptor,
+            *(b, a, y, y),
+            preference,
+            PROPOSALS,
+            results.ctypes.data,
+            count.ctypes.data,
         )
-    except library.cuBLASLtError:  # "not supported"
-        return None
+    except library.cuBLASLtError as error:
+        if error.status not in REFUSALS:
+            raise
     finally:
         library.matmul_preference_destroy(preference)
-    return result if count[0] and result["state"][0] == 0 else None
+    return results[: count[0]][results["state"][: count[0]] == 0]
+
+
+def choose(plan: Plan, p: Problem, itemsize: int, algorithms: Any, look: str) -> int:
+    """Which of the algorithms is taken: the first one, or what autotuning found, now or when its choices were stored."""
+    tunes = _matmul.settings.autotuning and not cupy.cuda.get_current_stream().is_capturing()
+    if not tunes and not _matmul.choices:
+        return 0
+    name = cupy.cuda.runtime.getDeviceProperties(plan.device)["name"].decode()
+    stacks = [f"{s.rows}x{s.columns}/{s.leading}{'T' if s.transposed else ''}+{s.step}" for s in (p.a, p.b)]
+    key = f"{name}, cuBLASLt {report()[0]}: {p.count} x {' @ '.join(stacks)}, {look}"
+    if tunes and key not in _matmul.choices:
+        _matmul.choices[key] = _fastest(plan, p, itemsize, algorithms)
+    place = _matmul.choices.get(key, 0)
+    return place if place < len(algorithms) else 0
+
+
+def _fastest(plan: Plan, p: Problem, itemsize: int, algorithms: Any) -> int:
+    """The place of the algorithm that takes the least time on memory of its own."""
+    if len(algorithms) == 1:
+        return 0
+    a, b, y = (_scratch(stack.extent(p.count) * itemsize) for stack in (p.a, p.b, p.y))
+    bias, aux = _scratch((p.y.rows + p.y.columns) * itemsize), _scratch(p.y.rows * (p.y.columns + 128) * itemsize)
+    if plan.epilogue is not None:
+        plan.epilogue.point(bias.data.ptr, aux.data.ptr)
+    trial = replace(plan, pack_a=None, pack_b=None)
+    times = []
+    for place in range(len(algorithms)):
+        trial.take(algorithms, place)
+        try:
+            times.append(milliseconds(lambda: trial.multiply(a, b, y, False)))
+        except plan.library.cuBLASLtError:  # proposed, and refused all the same
+            times.append(math.inf)
+    return times.index(min(times))
+
+
+def _scratch(size: int) -> Any:
+    """Bytes that are ordinary numbers in every format: what is slow about denormals or NaN is not to be measured."""
+    return cupy.full(size, 0x3C, np.uint8)
+
+
+def milliseconds(work: Callable[[], object], calls: int = 10, rounds: int = 3) -> float:
+    """What some calls take on the GPU at best, once warm."""
+    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    times = []
+    for _ in range(rounds + 1):
+        begin.record()
+        for _ in range(calls):
+            work()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(begin, end))
+    return min(times[1:])
 
 
 # --- Products -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from native import on_device, on_host
 
 import gpuprop as gp
-from gpuprop._precision import PRECISIONS
+from gpuprop._matmul import PRECISIONS
 
 pytestmark = pytest.mark.cuda
 
@@ -211,8 +211,8 @@ def test_an_out_that_the_library_cannot_write_to(gemm, kind, accumulate):
 def test_places_that_are_not_aligned(gemm, monkeypatch, skip, alignment, moved):
     """Parts of a buffer that begin anywhere: the algorithm is one that can do with that."""
     asked = []
-    choose = gemm.choose
-    monkeypatch.setattr(gemm, "choose", lambda *given: asked.append(given[-1]) or choose(*given))
+    proposals = gemm.proposals
+    monkeypatch.setattr(gemm, "proposals", lambda *given: asked.append(given[-1]) or proposals(*given))
     monkeypatch.setattr(gemm, "_plans", {})
     places = []
     for i, (rows, columns) in enumerate([(4, 3), (3, 5), (4, 5)]):
@@ -239,13 +239,6 @@ def test_tf32_rounds_the_factors(gemm, precision):
         double_precision = gemm.product(on_device(a.astype(np.float64)), on_device(b.astype(np.float64)))
         assert np.abs(on_host(double_precision) - exact).max() < 1e-13
     assert errors["highest"] < 1e-5 < errors["high"] < 2e-2
-
-
-def test_precisions_have_names():
-    with pytest.raises(
-        gp.errors.OptionError, match="set_float32_matmul_precision: expected 'highest' or 'high', got 'low'"
-    ):
-        gp.set_float32_matmul_precision("low")
 
 
 def test_other_dtypes(gemm):
@@ -331,6 +324,87 @@ def test_adding_to_a_weights_gradient_costs_no_more_than_writing_it(gemm, count,
     assert first == second and first["gemm_calls"] == 1 and first["kernel_launches"] == first["mallocs"] == 0
     expected = 2 * np.tensordot(*double(dy, x), axes=2 * [range(len(shape) - 1)])
     assert_close(layer.weight.grad.data, expected, x.dtype, 24)
+
+
+# --- Autotuning -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuning(gemm, monkeypatch):
+    """Three algorithms instead of the simulator's one; the second is timed as the fastest. Returns the names of what was timed."""
+    timed = []
+
+    def proposals(plan, alignment):
+        return np.concatenate(3 * [found(plan, alignment)])
+
+    def milliseconds(work):
+        work()
+        timed.append(work)
+        return [3.0, 1.0, 2.0][(len(timed) - 1) % 3]
+
+    found = gemm.proposals
+    monkeypatch.setattr(gemm, "_plans", {})
+    monkeypatch.setattr(gemm, "proposals", proposals)
+    monkeypatch.setattr(gemm, "milliseconds", milliseconds)
+    yield timed
+    gp.set_matmul_autotuning(False)
+    gp.set_matmul_choices({})
+
+
+def test_the_fastest_algorithm_is_taken_and_remembered(gemm, tuning):
+    a, b = normal(4, 3, dtype=np.float32), normal(3, 5, dtype=np.float32, seed=1)
+    left, right = on_device(a), on_device(b)
+
+    def place():
+        plan = gemm.plan_for(left, right)
+        assert_close(gemm.product(left, right), np.matmul(*double(a, b)), a.dtype, 3)
+        return (plan.algorithm_at - plan.algorithm.base.ctypes.data) // plan.algorithm.nbytes
+
+    assert place() == 0 and not tuning and not gp.get_matmul_choices()
+    gp.set_matmul_autotuning(True)
+    assert place() == place() == 1 and len(tuning) == 3
+    gp.set_matmul_autotuning(False)
+    assert place() == 1
+    choices = gp.get_matmul_choices()
+    assert list(choices.values()) == [1] and all("cudasim" in key for key in choices)
+    gp.set_matmul_choices({})
+    assert place() == 0
+    gp.set_matmul_choices(dict.fromkeys(choices, 2))
+    assert place() == 2
+    gp.set_matmul_choices({key.replace("cudasim", "another GPU"): 2 for key in choices})
+    assert place() == 0 and len(tuning) == 3
+
+
+def test_autotuning_of_packed_operands_and_epilogues(gemm, tuning):
+    gp.set_matmul_autotuning(True)
+    a, b, bias = (normal(*s, dtype=np.float32) for s in [(5, 1, 2, 3), (4, 3, 2), (2,)])
+    assert_close(gemm.product(on_device(a), on_device(b)), np.matmul(*double(a, b)), a.dtype, 3)
+    given = on_device(a[0, 0]), on_device(b[0])
+    assert gemm.offers("RELU_AUX_BIAS", *given)
+    aux = gemm.new_aux("RELU_AUX_BIAS", 2, 2, a.dtype)
+    y = gemm.fused_product("RELU_AUX_BIAS", *given, bias=on_device(bias), aux=aux)
+    assert_close(y, np.maximum(np.matmul(*double(a[0, 0], b[0])) + bias, 0), a.dtype, 3)
+    assert sorted(gp.get_matmul_choices().values()) == [1, 1] and len(tuning) == 6
+
+
+def test_nothing_is_timed_in_a_capture(gemm, tuning):
+    import cupy
+
+    a, b = on_device(normal(4, 3, dtype=np.float32)), on_device(normal(3, 5, dtype=np.float32))
+    out = on_device(np.zeros((4, 5), np.float32))
+    gp.set_matmul_autotuning(True)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            gemm.product(a, b, out=out)
+        finally:
+            stream.end_capture()
+    assert not tuning and not gp.get_matmul_choices()
+
+
+def test_the_stopwatch(gemm):
+    calls = []
+    assert gemm.milliseconds(lambda: calls.append(1), calls=2, rounds=3) >= 0 and len(calls) == 8
 
 
 # --- Epilogues ------------------------------------------------------------------------------------------------------
