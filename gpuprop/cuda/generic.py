@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cupy
+import numpy as np
 
 from .. import _norm, _philox
 from .backend import report_outside_shape
@@ -14,12 +15,16 @@ from .backend import report_outside_shape
 def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up, floats in no fixed order."""
     report_outside_shape("index_add", shape, index)
-    result = cupy.zeros(shape, values.dtype)
     if any(hasattr(item, "dtype") for item in index):
-        cupy.add.at(result, index, values)
-    else:  # without arrays no place is named twice
-        view = result[index]
-        view += values
+        narrow = (
+            values.dtype.itemsize < 4
+        )  # atomics are for 32 and 64 bits; what integers lose when cast back they would have wrapped
+        result = cupy.zeros(shape, (np.int32 if values.dtype.kind in "iub" else np.float32) if narrow else values.dtype)
+        cupy.add.at(result, index, values.astype(result.dtype, copy=False))
+        return result.astype(values.dtype, copy=False)
+    result = cupy.zeros(shape, values.dtype)
+    view = result[index]  # without arrays no place is named twice
+    view += values
     return result
 
 

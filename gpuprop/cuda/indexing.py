@@ -24,9 +24,9 @@ def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up, in the order of `numpy.add.at`."""
     from . import generic
 
-    if any(_has_kind(item, "iu") for item in index) and values.dtype.name in FORMATS:
+    if any(_has_kind(item, "iub") for item in index) and values.dtype.name in FORMATS:
         return _added_in_order(shape, index, values)
-    # Integers add up to the same in any order; and without arrays of integers no place is named twice.
+    # Integers add up to the same in any order, so they may go by atomics; and without arrays no place is named twice.
     return generic.index_add(shape, index, values)
 
 
@@ -57,7 +57,10 @@ def _added_in_order(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
 
 
 def _rows(shape: tuple[int, ...], index: tuple) -> tuple[Any, int]:
-    """An index as numbers of rows (int64), and how many leading axes of `shape` these number; a row is all axes behind."""
+    """An index as numbers of rows (int64), and how many leading axes of `shape` these number; a row is all axes behind.
+
+    A mask has as many numbers as it has true values, for which CuPy waits.
+    """
     import cupy
 
     from .backend import report_outside_shape

@@ -98,9 +98,31 @@ def test_sums_of_16_bit_numbers_are_rounded_once(cuda, name):
     assert_same_bits(actual, expected.astype(dtype))
 
 
-def test_integers_and_layouts(cuda):
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64])
+def test_integers_add_up_as_they_do_in_numpy(cuda, dtype):
+    """Too large sums wrap; those of bools are True."""
     rows = np.random.default_rng(0).integers(0, 7, 66)
-    assert_same_bits(*added(cuda, (7,), (rows,), np.arange(66, dtype=np.int32)))
+    assert_same_bits(*added(cuda, (8,), (rows,), (37 * np.arange(66)).astype(dtype)))
+    assert_same_bits(*added(cuda, (3,), (np.array([True, False, True]),), np.array([1, 0]).astype(dtype)))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_masks_go_by_the_kernel_that_adds_in_order(cuda, name, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("atomics add in no fixed order")
+
+    monkeypatch.setattr("gpuprop.cuda.generic.index_add", refuse)
+    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+    mask = np.random.default_rng(0).integers(0, 2, (33, 31)).astype(bool)
+    assert_same_bits(*added(cuda, mask.shape, (mask,), np.random.default_rng(1).normal(size=mask.sum()).astype(dtype)))
+    rows = mask[:, 0]
+    assert_same_bits(
+        *added(cuda, (33, 5), (rows,), np.random.default_rng(2).normal(size=(rows.sum(), 5)).astype(dtype))
+    )
+
+
+def test_layouts(cuda):
+    rows = np.random.default_rng(0).integers(0, 7, 66)
     values = on_device(cuda, np.random.default_rng(1).normal(size=(5, 66)))
     wide = on_device(cuda, np.repeat(rows, 2))
     actual = cuda.to_host(cuda.xp.index_add((7, 5), (wide[::2],), values.T))
