@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +90,38 @@ def op_cases(op: Any, inputs: Sequence[Any], shared: Sequence[Any], **options: A
         yield Case(f"{op.name} backward of {', '.join(rule.targets)}", backward, read, again)
 
 
+def column_cases(x: Any, dy: Any, weight: Any, bias: Any) -> Iterator[Case]:
+    """Batch normalisation, launch by launch, and slopes per column."""
+    from gpuprop.cuda.columns import BatchNorm, Results
+    from gpuprop.ops.activations import prelu
+    from gpuprop.ops.normalisation import standardize
+
+    norm, wanted = BatchNorm(), (True, True, True)
+    mean, variance, means, scales = norm.statistics(x, 1e-5)
+    vectors = [means, scales, weight, bias]
+    yield Case("batch_norm statistics", lambda: norm.statistics(x, 1e-5), [x])
+    yield Case("batch_norm y", lambda: [norm.normalised(x, means, scales, weight, bias)], [x, *vectors], vectors)
+
+    results = Results(x, weight, wanted, None, (False,) * 3)
+    given = (dy, mean, variance, x, weight, means, scales)
+    slopes = norm.gradient_sums(*given, results)
+
+    def sums() -> list:
+        return [norm.gradient_sums(*given, results), *results.arrays[1:]]
+
+    def gradient() -> list:
+        norm.gradient(dy, x, means, slopes, results.arrays[0])
+        return results.arrays[:1]
+
+    yield Case("batch_norm sums of the gradients", sums, given, [means])
+    yield Case("batch_norm dx", gradient, [dy, x, means, slopes], [means, slopes])
+    yield next(op_cases(standardize, [x, mean, variance, weight, bias], [mean, variance, weight, bias]))
+    yield from op_cases(prelu, [x, weight], [weight])
+    yield from (
+        replace(case, name=f"{case.name}, one weight") for case in op_cases(prelu, [x, weight[:1]], [weight[:1]])
+    )
+
+
 def optimizer_cases(count: int) -> Iterator[Case]:
     """A step of each optimizer over parameters of which nothing but the sizes matters."""
     import gpuprop as gp
@@ -152,6 +184,7 @@ def cases() -> Iterator[Case]:
         yield from op_cases(REGISTRY[name], inputs, shared, **options)
     yield from op_cases(REGISTRY["sum"], [x], [], axis=0)
     yield from op_cases(REGISTRY["sum"], [x.astype(cupy.float16)], [], axis=0)
+    yield from column_cases(x, other, scale, bias)
     base = cupy.zeros((), cupy.uint64)
     yield from op_cases(REGISTRY["dropout"], [x, base], [], p=0.5, seed=1, offset=0)
     yield from op_cases(REGISTRY["gather_rows"], [x, labels], [])

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._op import op
 from ..cuda._elementwise import elementwise
+from ..cuda.columns import PRelu
 from ..cuda.rowwise import rowwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line
@@ -141,6 +142,9 @@ def _(xp, dy, x, weight_shape):
     if math.prod(weight_shape) == 1:
         return xp.reshape(xp.sum(per_element), weight_shape)
     return xp.sum(per_element, axis=(0, *range(2, x.ndim)))
+
+
+prelu.cuda = PRelu()
 
 
 # --- Exponential units ----------------------------------------------------------------------------------------------

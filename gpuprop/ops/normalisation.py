@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from .._op import op
+from ..cuda import columns
 from ..cuda.rowwise import Norm
 from ..errors import ShapeError
 from ..testing import Draw, ErrorSample, Sample
@@ -250,3 +251,6 @@ def _(xp, dy, x, mean, variance, *, eps):
 @standardize.grad("bias")
 def _(xp, dy):
     return xp.sum(dy, axis=_other_axes(dy.ndim))
+
+
+standardize.cuda = columns.standardize

@@ -22,6 +22,8 @@ DTYPES = [pytest.param("bfloat16", marks=without_bfloat16), "float16", "float32"
 
 def on_device(array, apart=False):
     """apart: the same values as a part of a larger array, in Fortran order."""
+    if isinstance(array, tuple):
+        return tuple(on_device(a, apart) for a in array)
     if apart:
         wide = np.zeros([2 * n for n in reversed(array.shape)], array.dtype)
         every_second = (..., *[slice(None, None, 2)] * array.ndim)
@@ -31,6 +33,8 @@ def on_device(array, apart=False):
 
 
 def on_host(array):
+    if isinstance(array, tuple):
+        return tuple(map(on_host, array))
     return None if array is None else np.array(backend_for(require("cuda")).to_host(array))
 
 
@@ -54,7 +58,7 @@ def native(op, *inputs, dy=None, wanted=None, apart=False, **options):
         kept = {name: options[name] for name in rule.options}
         if rule.takes_wanted:
             kept["wanted"] = tuple(known[t] is not None and (wanted is None or t in wanted) for t in rule.targets)
-        cotangent = on_device(dy, apart) if isinstance(dy, np.ndarray) else dy
+        cotangent = on_device(dy, apart) if isinstance(dy, (np.ndarray, tuple)) else dy
         found = rule.function(cotangent, *[known[name] for name in rule.keeps], **kept)
         gradients |= zip(rule.targets, found if len(rule.targets) > 1 else (found,), strict=True)
     return on_host(y), {name: on_host(g) for name, g in gradients.items()}
@@ -65,8 +69,10 @@ def by_rule(op, *inputs, dy=None, **options):
     options = {**op.defaults, **options}
     given = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
     with np.errstate(all="ignore"):
-        y = np.asarray(op.rule(HOST.xp, *given, **options))
+        y = op.rule(HOST.xp, *given, **options)
+        y = y if isinstance(y, tuple) else np.asarray(y)
         known = dict(zip([*op.inputs, "y"], [*given, y], strict=True))
+        known |= {f"{name}_shape": getattr(known[name], "shape", None) for name in op.inputs}
         gradients = {}
         for rule in op.gradients if dy is not None else []:
             if not any(is_real(known[name]) for name in rule.targets):
@@ -89,7 +95,7 @@ def is_real(value):
 
 
 def double(values):
-    return [v.astype(np.float64) if is_real(v) else v for v in values]
+    return tuple(v.astype(np.float64) if is_real(v) else v for v in values)
 
 
 def assert_close(actual, expected, dtype, length, terms=0.0):
@@ -104,8 +110,10 @@ def assert_agrees(op, *inputs, dy=None, length=1, terms=0.0, apart=False, **opti
     """Values and gradients of the implementation are those of the rules in float64."""
     dtype = inputs[0].dtype
     y, gradients = native(op, *inputs, dy=dy, apart=apart, **options)
-    expected, slopes = by_rule(op, *double(inputs), dy=dy if dy is None else dy.astype(np.float64), **options)
-    assert_close(y, expected, dtype, length, terms)
+    wide = dy if dy is None else double(dy) if isinstance(dy, tuple) else double([dy])[0]
+    expected, slopes = by_rule(op, *double(inputs), dy=wide, **options)
+    for result, right in zip(y, expected, strict=True) if isinstance(y, tuple) else [(y, expected)]:
+        assert_close(result, right, dtype, length, terms)
     for name, gradient in gradients.items():
         if gradient is not None:
             assert_close(gradient, slopes[name], dtype, length, terms)
