@@ -14,6 +14,7 @@ from numpy import int64 as long
 
 from . import cuda, data, errors, nn, ops, optim, testing
 from . import numpy as numpy
+from ._capture import capture
 from ._matmul import (
     get_float32_matmul_precision,
     get_matmul_choices,

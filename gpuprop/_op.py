@@ -167,7 +167,9 @@ class Op:
         view: bool,
         smooth: bool,
         spelling: Callable | None = None,
+        capturable: Any = True,
     ):
+        self.capturable = capturable
         self.rule = rule
         self.name = name
         self.samples = samples
@@ -579,6 +581,7 @@ def op(
     view: bool = False,
     smooth: bool = True,
     spelling: Callable | None = None,
+    capturable: bool | Callable[[Sequence], bool] = True,
 ) -> Any:
     """Declares an op from its forward rule `f(xp, *arrays, *, **options)`, and registers it under its name.
 
@@ -590,6 +593,7 @@ def op(
     smooth: False where finite differences do not apply (integers, comparisons).
     spelling: where users say it otherwise than arrays first, then options (`einsum("ij->ji", x)`, `x.reshape(2, 3)`): a function of
         their arguments that returns (arrays, options by name). A call that names all required options needs none.
+    capturable: False where the result's shape depends on values, or a function of the arrays that says whether it does not.
 
     Raises: DeclarationError where the declaration breaks the contract.
     """
@@ -604,6 +608,7 @@ def op(
             view=view,
             smooth=smooth,
             spelling=spelling,
+            capturable=capturable,
         )
     if not callable(rule):
         raise DeclarationError(f"op: expected a function f(xp, *arrays, *, **options), got {rule!r}")
@@ -617,7 +622,14 @@ def op(
     ):  # a notebook's cell may run again
         raise DeclarationError(f"{name}: an op of this name exists already, in {REGISTRY[name].__module__}")
     made = REGISTRY[name] = Op(
-        rule, samples=samples, errors=errors, name=name, view=view, smooth=smooth, spelling=spelling
+        rule,
+        samples=samples,
+        errors=errors,
+        name=name,
+        view=view,
+        smooth=smooth,
+        spelling=spelling,
+        capturable=capturable,
     )
     if operator or method:
         install(made, operator=operator, method=name if method is True else method or None)

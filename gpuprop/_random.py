@@ -27,6 +27,7 @@ from .ops.random import (
     random_permutation,
     random_uniform,
 )
+from .tape import tape
 
 
 class Generator:
@@ -74,6 +75,8 @@ class Generator:
             with self._lock:
                 key = self.seed, self.offset
                 self.offset = (self.offset + blocks) % PERIOD
+            if tape.recorder is not None:
+                tape.recorder.reserves(self, blocks)
         for log in _here.logs:
             log.append(key)
         return key
@@ -87,6 +90,11 @@ class Generator:
             self.base.data[...] += blocks % PERIOD
             self.base.version()[0] = next(number)
             self._base_value = (self._base_value + blocks) % PERIOD
+
+    def rebase(self, offset: int) -> None:
+        """Stays in its place of the stream, and gets there from the base by this offset."""
+        self.advance(self.offset - offset)
+        self.offset = offset
 
     def __repr__(self) -> str:
         state = self.get_state()

@@ -86,6 +86,8 @@ class Leaf:
 
     def place(self) -> Any:
         """The array to write the next contribution to, or None where a new one is to be made."""
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.touches(self, adding=True)
         if self.grad is not None:
             if self.grad._node is not None:
                 return None
@@ -117,17 +119,29 @@ class Leaf:
             self.grad = self.grad + Tensor(gradient)
         elif place is None:
             array = np.asarray(gradient) if isinstance(gradient, np.generic) else gradient
-            self.grad = Tensor(array if owned else array.copy())
+            self.grad = Tensor(array if owned else _tape.compute(_copied, array))
         elif self.grad is not None:
-            place += gradient
+            _tape.compute(operator.iadd, place, gradient)
             self.written(place)
         else:
-            place[...] = gradient
+            _tape.compute(operator.setitem, place, ..., gradient)
             self.written(place)
 
     def retain(self, gradient: Tensor) -> None:
         """The hook of `Tensor.retain_grad`."""
         self.accumulate(gradient if gradient._node is not None else gradient._data, owned=False)
+
+
+def _copied(array: Any) -> Any:
+    return array.copy()
+
+
+def _fill(array: Any, value: Any) -> None:
+    array.fill(value)
+
+
+def _cast(array: Any, dtype: Any) -> Any:
+    return array.astype(dtype)
 
 
 class Tensor:
@@ -305,6 +319,8 @@ class Tensor:
             if value is None:
                 return
             self._leaf = Leaf(self._data)
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.touches(self._leaf)
         self._leaf.grad = value
 
     def backward(self, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
@@ -369,6 +385,8 @@ class Tensor:
     # --- values on the host -------------------------------------------------------------------------------------
 
     def _peek(self) -> np.ndarray:
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.refuse("a read of a value on the host", "return the tensor and read it after the call")
         return BACKENDS[type(self._data)].to_host(self._data)
 
     def numpy(self) -> np.ndarray:
@@ -536,13 +554,18 @@ class Tensor:
     def _write(self, what: str, function: Callable, *args: Any, **options: Any) -> Tensor:
         """Calls what changes the array, and dates the change."""
         try:
-            function(*args, **options)
+            if _tape.tape.recorder is None:
+                function(*args, **options)
+            else:
+                _tape.tape.recorder.run(what, function, args, options)
         except Exception as error:
             raise explained(error, what, f"{self.dtype} {self.shape}") from error
         return self._changed()
 
     def _changed(self) -> Tensor:
         self.version()[0] = next(number)
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.changes(self)
         return self
 
     def _raw(self, what: str, value: Any) -> Any:
@@ -587,7 +610,7 @@ class Tensor:
         raw = self._raw("fill_", value)
         if isinstance(value, Tensor):
             return self._write("fill_", operator.setitem, self._data, ..., raw)
-        return self._write("fill_", self._data.fill, raw)
+        return self._write("fill_", _fill, self._data, raw)
 
     def copy_(self, other: Any) -> Tensor:
         """Overwrites the values with another tensor's, array's or number's, across devices and dtypes."""
@@ -730,8 +753,8 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
         and device is None
         and default_device().type == "cpu"
     ):
-        array = data if dtype is None or given == dtype else data.astype(dtype)
-        return array.copy() if copy and array is data else array
+        array = data if dtype is None or given == dtype else _tape.compute(_cast, data, dtype)
+        return _tape.compute(_copied, array) if copy and array is data else array
     place = require(device) if device is not None else None
     if is_array(data):
         array = data
@@ -745,9 +768,9 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
         if dtype is None and not array.dtype.isnative:
             dtype = array.dtype.newbyteorder("=")  # files may hold the other byte order, which GPUs do not read
     if dtype is not None and array.dtype != dtype:
-        array, copy = array.astype(dtype), False
+        array, copy = _tape.compute(_cast, array, dtype), False
     moved = copy_to(array, place)
-    return moved.copy() if copy and moved is array else moved
+    return _tape.compute(_copied, moved) if copy and moved is array else moved
 
 
 def host_array(name: str, array: np.ndarray) -> np.ndarray:
@@ -846,6 +869,8 @@ def _creator(name: str, doc: str, takes_fill: bool = False) -> Callable:
                 made = Tensor(xp.full(sizes, fill, kind) if takes_fill else getattr(xp, name)(sizes, kind))
             except Exception as error:
                 raise explained(error, name, f"{kind} {sizes}") from error
+            if _tape.tape.recorder is not None:
+                _tape.tape.recorder.creates(made._data)
         return made.requires_grad_() if requires_grad else made
 
     create.__name__ = create.__qualname__ = name

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ._trace import primitive
 from .errors import BoundsError, DeviceError, Error
 
 OLDEST_COMPUTE_CAPABILITY = (7, 5)
@@ -79,13 +80,15 @@ class Backend:
                 "erf": "scipy.special:erf",
                 "ndtr": "scipy.special:ndtr",
                 "getitem": "operator:getitem",
+                "array": "gpuprop._trace:array",
+                "asarray": "gpuprop._trace:asarray",
                 "index_add": "gpuprop.device:host_index_add",
                 "philox": "gpuprop._philox:host_words",
                 "norm_all": "gpuprop._norm:host_norm_all",
                 "clip_all": "gpuprop._norm:host_clip_all",
             },
         )
-        xp.report_if = self.report_if
+        xp.report_if = primitive(self.report_if)
         self.xp = xp
 
     def device_of(self, array: Any) -> Device:

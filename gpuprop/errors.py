@@ -53,6 +53,10 @@ class UndefinedGradientError(Error, RuntimeError):
     """A gradient was asked for with respect to an input that has no gradient rule."""
 
 
+class CaptureError(Error, RuntimeError):
+    """A function that cannot be captured, or a captured one that was used otherwise than it can be."""
+
+
 class AnomalyError(Error, RuntimeError):
     """`gp.detect_anomaly()` found a gradient that is not finite."""
 

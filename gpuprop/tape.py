@@ -9,6 +9,7 @@ The same counter dates mutations: a kept array is stale if it was changed after 
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._tensor import Leaf, Tensor, as_data, host_array, number
+from ._tensor import Leaf, Tensor, _cast, as_data, host_array, number
 from .device import BACKENDS, device_of, device_scope, is_array
 from .errors import (
     AnomalyError,
@@ -42,7 +43,8 @@ class Tape(threading.local):
     enabled = True
     dry = False  # records keep nothing: `checkpoint` only asks which results depend on what
     anomaly = False  # records keep the stack, and walks check every gradient
-    mode = 1  # the three in one number, for the hot path: 0 off, 1 on, 2 on with one of the others
+    recorder: Any = None  # what takes notes of all that is computed, while `gp.capture` looks on
+    mode = 1  # all in one number, for the hot path: 0 off, 1 on, 2 on with `dry` or `anomaly`; 4 more with a recorder
 
 
 tape = Tape()
@@ -51,9 +53,9 @@ tape = Tape()
 class Mode(contextlib.ContextDecorator):
     """Sets the thread's tape for a while: `with Mode(enabled=False): ...`."""
 
-    def __init__(self, **settings: bool):
+    def __init__(self, **settings: Any):
         self.settings = settings
-        self.before: list[dict[str, bool]] = []
+        self.before: list[dict[str, Any]] = []
 
     def __enter__(self) -> None:
         self.before.append({name: getattr(tape, name) for name in self.settings})
@@ -66,9 +68,9 @@ class Mode(contextlib.ContextDecorator):
         return Mode(**self.settings)
 
     @staticmethod
-    def _set(settings: dict[str, bool]) -> None:
+    def _set(settings: dict[str, Any]) -> None:
         tape.__dict__.update(settings)
-        tape.mode = tape.enabled * (1 + (tape.dry or tape.anomaly))
+        tape.mode = tape.enabled * (1 + (tape.dry or tape.anomaly)) + 4 * (tape.recorder is not None)
 
 
 def no_grad() -> Mode:
@@ -163,6 +165,11 @@ new = (
 _WEAK = frozenset({float, int, bool, type(None)})  # take their dtype from the arrays beside them
 
 
+def compute(function: Callable, *args: Any) -> Any:
+    """A call on arrays that belongs to no op; a recorder hears of it."""
+    return function(*args) if tape.recorder is None else tape.recorder.run(function.__name__, function, args, {})
+
+
 # --- Forward --------------------------------------------------------------------------------------------------------
 
 
@@ -218,15 +225,17 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
 
     mask: a bit for each input that needs a gradient; bit: the one above them.
     """
-    mode = 0
-    if mask:
-        mode = tape.mode
-        if not mode:
-            mask = 0
     try:
         function, residuals, plans, generic = op.bound[kind]
     except KeyError:
         function, residuals, plans, generic = op.bind_to(kind)
+    mode = tape.mode
+    if mode != 1:
+        if mode > 3:
+            function, generic = tape.recorder.listening(op, inputs, arrays, function, generic)
+            mode -= 4
+        if not mode:
+            mask = 0
     try:
         if residuals:
             y = function(*arrays, keep=mask != 0, **options)
@@ -473,9 +482,9 @@ class _Walk:
             return
         total = self.ones(node) if pending[node] is ONE else pending[node]
         if node in self.ours:
-            total += gradient
+            total = compute(operator.iadd, total, gradient)
         else:
-            total = total + gradient
+            total = compute(operator.add, total, gradient)
             if not self.create_graph and total.ndim:  # a sum of 0-d arrays is a scalar
                 self.ours.add(node)
         pending[node] = total
@@ -495,6 +504,7 @@ class _Walk:
         """Takes the waiting node of the largest number until none waits. Written for few steps per record, as `call` is."""
         waiting, pending, ours, goals, useful = self.waiting, self.pending, self.ours, self.goals, self.useful
         create_graph, retain_graph, watching = self.create_graph, self.retain_graph, tape.anomaly
+        recorder = None if create_graph else tape.recorder  # what runs on Tensors is heard when it calls ops
         front = front_dy = gradient = None  # one node may wait outside the heap: in a chain there is never another
         while waiting or front is not None:
             if front is not None and (not waiting or front.number > -waiting[0][0]):
@@ -556,6 +566,8 @@ class _Walk:
                     options = {name: node.options[name] for name in names}
                     if native and native.overwrites_dy and mine and (native.replaces_dy or function is steps[-1][0]):
                         options[native.overwrites_dy] = dy  # nobody else refers to it, and no later step reads it
+                    if recorder is not None:
+                        function = recorder.hearing(node.name, function)
                     if native and native.accumulates and useful is None:
                         gradients = self.write_in_place(function, dy, arguments, options, edges, targets, native)
                     else:
@@ -567,6 +579,8 @@ class _Walk:
                             node.kept = value = arguments = None
                             for place in native.spends:
                                 kept[place] = None
+                elif recorder is not None:
+                    gradients = recorder.hearing(node.name, function)(dy, *arguments)
                 else:
                     gradients = function(dy, *arguments)
                 for e in targets:
@@ -579,9 +593,9 @@ class _Walk:
                             continue
                         target = edges[e]
                         if gradient.shape != target.shape:
-                            gradient = unbroadcast(gradient, target.shape)
+                            gradient = compute(unbroadcast, gradient, target.shape)
                         if gradient.dtype is not target.dtype and gradient.dtype != target.dtype:
-                            gradient = gradient.astype(target.dtype)
+                            gradient = compute(_cast, gradient, target.dtype)
                     except (AttributeError, TypeError, ValueError) as error:
                         raise _misfit(node, e, gradient) from error
                     if watching:

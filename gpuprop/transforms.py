@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from ._random import replayed
-from ._tensor import Leaf, Tensor, as_data
+from ._tensor import Leaf, Tensor, _copied, as_data
 from ._tree import flatten, map_leaves
 from .device import BACKENDS
 from .errors import ArgumentError, DtypeError, MutationError, ShapeError
-from .tape import Mode, Output, Recomputed, is_floating, tape, walk
+from .tape import Mode, Output, Recomputed, compute, is_floating, tape, walk
 
 
 class _Depth(threading.local):
@@ -111,7 +111,7 @@ class _Call:
                 )
                 shared = id(array) in seen or array.base is not None or not roots or any(array is dy for _, dy in roots)
                 seen.add(id(array))
-                gradient = Tensor(array.copy() if shared else array)
+                gradient = Tensor(compute(_copied, array) if shared else array)
             gradients.append(gradient)
         return gradients
 
@@ -284,7 +284,11 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux
     for y, u, xp in zip(run.outputs, cotangents, xp_of):
         dy = found.get(u._node)
         dys.append(
-            Tensor(xp.zeros_like(y._data)) if dy is None else dy if isinstance(dy, Tensor) else Tensor(dy.copy())
+            Tensor(xp.zeros_like(y._data))
+            if dy is None
+            else dy
+            if isinstance(dy, Tensor)
+            else Tensor(compute(_copied, dy))
         )
     plain = run.plain and not any(isinstance(leaf, Tensor) for leaf in flatten(list(tangents))[0])
 
@@ -338,7 +342,7 @@ def _stacked(xp: Any, rows: list[Tensor], shape: tuple[int, ...], x: Tensor) -> 
         from .ops.shape import stack
 
         return stack(rows).reshape(full)
-    return Tensor(xp.stack([row._data for row in rows]).reshape(full))
+    return Tensor(compute(xp.stack, [row._data for row in rows]).reshape(full))
 
 
 def hessian(f: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:

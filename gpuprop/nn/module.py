@@ -10,7 +10,7 @@ import numpy as np
 from .._tensor import Tensor, asarray, destination
 from ..device import Device
 from ..errors import ArgumentError, CheckpointError, DtypeError
-from ..tape import is_floating, no_grad
+from ..tape import is_floating, no_grad, tape
 from .parameter import Parameter, one_chunk
 
 
@@ -35,6 +35,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__}: expected a method `forward`; write one")
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if tape.recorder is not None:
+            tape.recorder.calls(self)
         return self.forward(*args, **options)
 
     # --- attributes ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 from .._tensor import Tensor, zeros
 from ..device import BACKENDS, backend_for, copy_to, device_scope
 from ..errors import AnomalyError, ArgumentError, OptionError
+from ..tape import compute
 
 
 def clip_grad_norm_(
@@ -35,7 +36,7 @@ def clip_grad_norm_(
         )
     for device, arrays in by_device.items():
         with device_scope(device):
-            backend_for(device).xp.clip_all(arrays, copy_to(norm, device), max_norm)
+            compute(backend_for(device).xp.clip_all, arrays, copy_to(norm, device), max_norm)
     for g in gradients:
         g._changed()
     return Tensor(norm)
@@ -46,12 +47,12 @@ def norm_of_all(by_device: Mapping[Any, list[Any]], norm_type: float = 2.0) -> A
     norms = []
     for device, arrays in by_device.items():
         with device_scope(device):
-            norms.append(backend_for(device).xp.norm_all(arrays, norm_type))
+            norms.append(compute(backend_for(device).xp.norm_all, arrays, norm_type))
     if len(norms) == 1:
         return norms[0]
     first = next(iter(by_device))
     with device_scope(first):
-        return backend_for(first).xp.norm_all([copy_to(norm, first) for norm in norms], norm_type)
+        return compute(backend_for(first).xp.norm_all, [copy_to(norm, first) for norm in norms], norm_type)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -59,8 +60,12 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     for g in _gradients("clip_grad_value_", parameters):
         backend = BACKENDS[type(g.data)]
         with backend.scope(g.device):
-            backend.xp.clip(g.data, -clip_value, clip_value, out=g.data)
+            compute(_clip, backend.xp, g.data, clip_value)
         g._changed()
+
+
+def _clip(xp: Any, array: Any, limit: float) -> None:
+    xp.clip(array, -limit, limit, out=array)
 
 
 def _gradients(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

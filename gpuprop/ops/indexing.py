@@ -95,7 +95,14 @@ def _getitem_spelling(x: Any, index: Any) -> tuple[tuple, dict]:
     return (x, *arrays), {"index": rest}
 
 
-@op(samples=_getitem_samples, errors=_getitem_errors, spelling=_getitem_spelling, method="__getitem__", view=True)
+@op(
+    samples=_getitem_samples,
+    errors=_getitem_errors,
+    spelling=_getitem_spelling,
+    method="__getitem__",
+    view=True,
+    capturable=lambda arrays: all(index.dtype != np.bool_ for index in arrays[1:]),  # masks choose how many
+)
 def getitem(xp, x, *indices, index):
     """y = x[index]: a view by integers, slices, None and Ellipsis, a copy by arrays of integers or booleans.
 

@@ -490,7 +490,7 @@ def _(x, weight, bias=None, *, out=None):
     if x.dtype is not weight.dtype or (bias is not None and bias.dtype is not x.dtype):
         return NotImplemented
     check_linear(x, weight, bias)
-    y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype) if out is None else out
+    y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype, like=x) if out is None else out
     np.dot(rows(np, x), weight.T, out=rows(np, y))
     if bias is not None:
         np.add(y, bias, out=y)

@@ -256,7 +256,8 @@ def _class_shares(xp, input, target, weight, ignore_index, label_smoothing=0.0):
     shares = xp.asarray(on_label, dtype=input.dtype) * weights
     divisor = xp.sum(shares)
     if label_smoothing:
-        shares = shares * (1 - label_smoothing) + counts * (weights * (label_smoothing / classes))
+        floor = weights * (label_smoothing / classes)
+        shares = shares * (1 - label_smoothing) + xp.asarray(counts, dtype=input.dtype) * floor
     outside = xp.logical_and(counts, xp.logical_or(label < 0, label >= classes))
     return xp.where(outside, math.nan, shares), divisor
 

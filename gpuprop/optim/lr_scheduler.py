@@ -8,6 +8,7 @@ from math import cos, inf, pi
 from typing import Any
 
 from ..errors import ArgumentError, OptionError
+from ..tape import tape
 from .optimizer import Optimizer
 
 
@@ -48,6 +49,19 @@ class LRScheduler:
 
     def step(self) -> None:
         """Goes on by one step and sets the learning rates."""
+        if tape.recorder is not None:
+            rates, state = [group["lr"] for group in self.optimizer.param_groups], dict(self.__dict__)
+            tape.recorder.undoes(lambda: self._go_back(rates, state))
+            tape.recorder.acts(type(self).__name__, self._go_on)
+        else:
+            self._go_on()
+
+    def _go_back(self, rates: list[float], state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for group, lr in zip(self.optimizer.param_groups, rates):
+            group["lr"] = lr
+
+    def _go_on(self) -> None:
         groups, last = self.optimizer.param_groups, self._last_lr
         touched = [i for i, lr in enumerate(last) if groups[i]["lr"] != lr]
         if touched:

@@ -14,7 +14,7 @@ from ..device import BACKENDS, Backend, Device, copy_to, device_of, device_scope
 from ..errors import ArgumentError, CheckpointError, OptionError
 from ..nn.parameter import Parameter, flat_zeros, padded
 from ..nn.utils import norm_of_all
-from ..tape import enable_grad
+from ..tape import enable_grad, tape
 from ._shared import fraction, smallest
 
 if TYPE_CHECKING:
@@ -178,11 +178,19 @@ class Optimizer:
             with enable_grad():
                 loss = closure()
         work, copies = self._prepare()
+        scale, skipping = _scalar("grad_scale", grad_scale), _scalar("skip", skip)
+        if tape.recorder is None:
+            self._step(work, copies, scale, skipping)
+        else:
+            tape.recorder.updates(self, work, lambda: self._step(work, copies, scale, skipping))
+        return loss
+
+    def _step(self, work: Work, copies: list[tuple[Any, Any]], scale: Any, skipping: Any) -> None:
+        """Makes the step that was prepared."""
         runs = [*work.plain, *(each for members in work.fused.values() for each in members)]
         for version in (version for _, run in runs for version in run.versions if len(version) > 1):
             finish_sums(version)
         now = next(number)
-        scale, skipping = _scalar("grad_scale", grad_scale), _scalar("skip", skip)
         norm = None if self.max_grad_norm is None else self._norm(work)
         for place, members in work.fused.items():
             with device_scope(place[0]):
@@ -202,7 +210,6 @@ class Optimizer:
                 version[0] = now
         for array, flat in copies:
             array[...] = flat.reshape(array.shape)
-        return loss
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
@@ -220,11 +227,32 @@ class Optimizer:
         self._unsettled = False
         self._state = defaultdict(dict, state)
 
+    def arrays(self, work: Work) -> list[Any]:
+        """The arrays that a step changes."""
+        runs = [*work.plain, *(each for members in work.fused.values() for each in members)]
+        changed = [a for _, run in runs for a in (run.values, *run.states.values(), run.average) if a is not None]
+        return [*changed, *(p.data for table in self._tables if table for p in table.loose)]
+
+    def remember(self) -> Callable[[], None]:
+        """A function that makes the options and step counts again what they are now."""
+        groups = [dict(group) for group in self.param_groups]
+        counts = [(record, record["step"]) for record in self.state.values() if "step" in record]
+
+        def restore() -> None:
+            for group, before in zip(self.param_groups, groups):
+                group.update(before)
+            for record, count in counts:
+                record["step"] = count
+
+        return restore
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, which touches no memory; or, if not `set_to_none`, overwrites them with zeros."""
         for group in self.param_groups:
             for p in group["params"]:
                 leaf = p._leaf
+                if tape.recorder is not None and leaf is not None:
+                    tape.recorder.touches(leaf)
                 if leaf is not None and leaf.grad is not None:
                     leaf.grad = None if set_to_none else leaf.grad.detach().zero_()
 

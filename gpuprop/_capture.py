@@ -1,0 +1,192 @@
+"""`gp.capture`: a function that runs once under a recorder, and is then repeated without its Python."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._matmul import get_float32_matmul_precision
+from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder
+from ._tensor import Tensor, get_default_dtype
+from ._tree import flatten
+from .device import BACKENDS, backend_for, default_device, is_array
+from .errors import ArgumentError, CaptureError, OptionError
+from .tape import Mode, describe, tape
+
+
+def capture(function: Callable | None = None, *, warmup: int = 1, recordings: int = 8) -> Any:
+    """Makes a function of tensors that is recorded once and then repeated without running its Python.
+
+    The first `warmup` calls run as usual and are listened to; the next one is recorded, and the calls after it repeat what was recorded
+    on new arguments: on a CPU as a flat list of NumPy calls on fixed buffers, on a GPU as one CUDA graph. What is repeated gives the bits
+    of the function itself.
+
+    The function takes and returns tensors, in containers if need be; it may be a whole training step, with `backward`, an optimizer, a
+    schedule, clipping, dropout and batch normalisation. What is not on a tensor is as it was when recorded: numbers, branches, prints. A
+    call records anew where shapes or dtypes of arguments, the mode of a module, which gradients are wanted or there, or the memory of
+    parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by themselves.
+    Results are overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
+
+    recordings: how many are kept; the one that was not used for longest goes first.
+    Raises: CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape depends on
+    values, where a second run is not like the first, or for what it cannot return. Parameters are then as before the call, and
+    `captured.eager(...)` is the function itself.
+    """
+    if function is None:
+        return functools.partial(capture, warmup=warmup, recordings=recordings)
+    if not callable(function):
+        raise ArgumentError(f"capture: expected a function, got {type(function).__name__}")
+    if warmup < 0 or recordings < 1:
+        raise OptionError(f"capture: expected warmup >= 0 and recordings >= 1, got {warmup} and {recordings}")
+    return Captured(function, warmup, recordings)
+
+
+class Captured:
+    """A captured function. `eager` is the function itself; `recording` is what the last call made or repeated, or None."""
+
+    def __init__(self, function: Callable, warmup: int, recordings: int):
+        functools.update_wrapper(self, function)
+        self.eager = function
+        self.warmup, self.most = warmup, recordings
+        self.recording: Recording | None = None
+        self._recordings: OrderedDict[int, Recording] = OrderedDict()  # the last used last
+        self._listened: dict[
+            Any, tuple[int, list[str]]
+        ] = {}  # by signature: how often it was listened to, and what was heard last
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if tape.recorder is not None:  # part of what another capture records
+            return self.eager(*args, **kwargs)
+        arrays, structure = _arguments(args, kwargs)
+        recording = self.recording
+        if recording is not None and recording.structure == structure and recording.takes(arrays) and recording.fits():
+            return recording.play(arrays)
+        return self._call_otherwise(arrays, structure, args, kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a method: bound to its object."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def _call_otherwise(self, arrays: list[Any], structure: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """By another recording, by making one, or as usual."""
+        for key, recording in reversed(self._recordings.items()):
+            if recording.structure == structure and recording.takes(arrays) and recording.fits():
+                self._recordings.move_to_end(key)
+                self.recording = recording
+                return recording.play(arrays)
+        signature = (structure, *((a.shape, a.dtype.str, type(a)) for a in arrays))
+        times, heard = self._listened.get(signature, (0, None))
+        if times < self.warmup:
+            recorder = Recorder()
+            with Mode(recorder=recorder):
+                result = self.eager(*args, **kwargs)
+            self._listened[signature] = times + 1, recorder.heard
+            return result
+        self._listened.pop(signature, None)  # the next recording is of another state: it listens first, too
+        return self._record(structure, args, kwargs, heard)
+
+    def _record(self, structure: Any, args: tuple, kwargs: dict[str, Any], heard: list[str] | None) -> Any:
+        given, build = flatten((args, kwargs))
+        held = [Tensor(_own(leaf)) if isinstance(leaf, Tensor) or is_array(leaf) else leaf for leaf in given]
+        inputs = [t for t in held if isinstance(t, Tensor)]
+        plain = [
+            t._data if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t for t, leaf in zip(held, given)
+        ]
+        recorder = recorder_for(inputs)
+        held_args, held_kwargs = build(plain)
+        try:
+            with Mode(recorder=recorder):
+                result = self.eager(*held_args, **held_kwargs)
+            if heard is not None:
+                _compare(heard, recorder.heard)
+            recording = recorder.finish(inputs, result)
+        except BaseException:
+            recorder.undo()
+            raise
+        recorder.settle()
+        recording.structure = structure
+        self.recording = recording
+        self._recordings[id(recording)] = recording
+        while len(self._recordings) > self.most:
+            self._recordings.popitem(last=False)
+        return recording.results()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The fixed buffers of the last recording's arguments: fill these and pass them, and nothing is copied."""
+        if self.recording is None:
+            raise CaptureError("inputs: expected a recording, got none yet; call the captured function first")
+        return self.recording.inputs
+
+    def __repr__(self) -> str:
+        return f"<captured {getattr(self, '__qualname__', self.eager)}: {len(self._recordings)} recordings>"
+
+
+def recorder_for(inputs: Sequence[Tensor]) -> StateRecorder:
+    """A recorder for the device of the arguments, or the default device."""
+    backend = BACKENDS[type(inputs[0]._data)] if inputs else backend_for(default_device())
+    if backend.name == "cpu":
+        return CpuRecorder(inputs)
+    from .cuda.graph import GraphRecorder
+
+    return GraphRecorder(inputs)
+
+
+def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The arrays among the arguments, and everything else about them."""
+    if not kwargs:
+        arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
+        if len(arrays) == len(args):
+            return arrays, (len(arrays), get_float32_matmul_precision())
+    arrays = []
+    structure = _structure((args, kwargs), arrays)
+    return arrays, (structure, get_float32_matmul_precision(), get_default_dtype())
+
+
+def _structure(value: Any, arrays: list[Any]) -> Any:
+    if isinstance(value, Tensor):
+        if value._node is not None:
+            raise CaptureError(
+                f"capture: expected arguments that do not require gradients, got {describe(value)} that does; "
+                "differentiate within the function (gp.grad), or pass .detach()"
+            )
+        arrays.append(value._data)
+        return Tensor
+    if isinstance(value, dict):
+        return dict, tuple(
+            (key, _structure(item, arrays)) for key, item in sorted(value.items(), key=lambda i: repr(i[0]))
+        )
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_structure(item, arrays) for item in value)
+    if isinstance(value, np.ndarray) or (
+        not isinstance(value, (int, float, str, bool, type(None))) and is_array(value)
+    ):
+        arrays.append(value)
+        return np.ndarray
+    try:
+        hash(value)
+    except TypeError:
+        raise CaptureError(
+            f"capture: expected tensors, arrays, and other arguments that can be compared, got {type(value).__name__}"
+        ) from None
+    return value
+
+
+def _own(leaf: Any) -> Any:
+    """A copy of an argument that belongs to the recording."""
+    array = leaf._data if isinstance(leaf, Tensor) else leaf
+    return array.copy(order="K")
+
+
+def _compare(first: list[str], second: list[str]) -> None:
+    """Raises CaptureError where two runs did not call the same ops."""
+    for index, (a, b) in enumerate(zip([*first, None], [*second, None])):
+        if a != b:
+            raise CaptureError(
+                f"capture: expected two runs that call the same ops, got {a or 'no more'} as call {index + 1} of the first "
+                f"and {b or 'no more'} of the second; take out what changes from call to call, or let more runs warm up"
+            )

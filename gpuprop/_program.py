@@ -1,0 +1,141 @@
+"""A log of NumPy calls as a program: the same calls again, without what nobody reads, on buffers that share memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._trace import Log, Node, owner
+from ._tree import flatten, map_leaves
+
+ALIGNMENT = 64  # bytes, of each buffer: a cache line, the widest vector
+# Functions that write to `out=` what they would return, to the bit.
+WITH_OUT = {np.dot, np.concatenate, np.stack, np.argmax, np.argmin, np.cumsum, np.cumprod}
+OUT_BY_NAME = {np.maximum, np.minimum}  # NumPy 2.4 warns of a third argument
+REDUCTION = ("axis", "dtype", "out", "keepdims")  # the options of `ufunc.reduce` in the order of its arguments
+
+
+class Program:
+    """Calls on fixed buffers: `for function, args in program.calls: function(*args)`.
+
+    pinned: ids of owners whose memory is known outside of the program; what else the log's calls made lies in one arena, where buffers
+    whose lifetimes do not overlap share bytes.
+    """
+
+    def __init__(self, log: Log, pinned: Iterable[int]):
+        self.pinned = set(pinned)
+        self.nodes = _needed(log.nodes, self.pinned | log.lasting.keys())
+        self._lay_out(log)
+        self._bound: dict[int, np.ndarray] = {}  # in place of the memory of an id, what is bound to it now
+        self.calls = [self._call(node) for node in self.nodes]
+
+    # --- buffers ------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, log: Log) -> None:
+        """Gives each buffer its place in the arena: the largest first, each as low as those that live beside it permit."""
+        lives: dict[int, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for array in [*node.reads(), *node.results, *node.writes]:
+                key = id(owner(array))
+                if key in log.made and key not in self.pinned:
+                    lives.setdefault(key, [index, index])[1] = index
+        owners = {key: log.made[key] for key in lives}
+        placed: list[tuple[int, int, int, int]] = []  # first and last call, begin and end in the arena
+        self.offsets: dict[int, int] = {}
+        for key in sorted(lives, key=lambda k: (-owners[k].nbytes, lives[k])):
+            first, last = lives[key]
+            size = -(-owners[key].nbytes // ALIGNMENT) * ALIGNMENT
+            offset = 0
+            for _, _, begin, end in sorted((p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]):
+                if offset + size <= begin:
+                    break
+                offset = max(offset, end)
+            placed.append((first, last, offset, offset + size))
+            self.offsets[key] = offset
+        self.owners = owners
+        self.arena_bytes = max((end for *_, end in placed), default=0)
+        changes = [(first, begin - end) for first, _, begin, end in placed]
+        changes += [(last + 1, end - begin) for _, last, begin, end in placed]
+        live, self.least_bytes = 0, 0  # of all buffers that live at once
+        for _, change in sorted(changes, key=lambda c: (c[0], -c[1])):
+            live -= change
+            self.least_bytes = max(self.least_bytes, live)
+        self.buffer_bytes = sum(end - begin for *_, begin, end in placed)
+        memory = np.empty(self.arena_bytes + ALIGNMENT, np.uint8)
+        skip = -memory.ctypes.data % ALIGNMENT
+        self.arena = memory[skip : skip + self.arena_bytes]
+
+    def _place(self, leaf: Any) -> Any:
+        """An array of the log as it is in the program."""
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        root = owner(leaf)
+        key = id(root)
+        if key in self._bound:
+            memory, start = self._bound[key], 0
+        elif key in self.offsets:
+            memory, start = self.arena, self.offsets[key]
+        else:
+            return leaf
+        return np.ndarray(
+            leaf.shape, leaf.dtype, memory.data, start + leaf.ctypes.data - root.ctypes.data, leaf.strides
+        )
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def users(self, array: np.ndarray) -> list[int]:
+        """The calls that are given memory of an array."""
+        key = id(owner(array))
+        return [
+            i for i, node in enumerate(self.nodes) if any(id(owner(a)) == key for a in [*node.reads(), *node.writes])
+        ]
+
+    def bind(self, array: np.ndarray, users: Sequence[int], value: np.ndarray) -> None:
+        """Has the calls that are given `array` work on `value` from now on: C-contiguous as that is, of its shape and dtype."""
+        self._bound[id(owner(array))] = value
+        for i in users:
+            self.calls[i] = self._call(self.nodes[i])
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def _call(self, node: Node) -> tuple[Callable, tuple]:
+        """A node as a function and its arguments, by position where that is possible: names cost 0.1 us."""
+        function, args = node.function, map_leaves(self._place, node.args)
+        options = map_leaves(self._place, node.options)
+        results = tuple(self._place(array) for array in node.results)
+        ufunc = isinstance(function, np.ufunc)
+        of_ufunc = isinstance(getattr(function, "__self__", None), np.ufunc)
+        if results:
+            if not (ufunc or of_ufunc or function in WITH_OUT):
+                return functools.partial(_copied, results, node.places, function, **options), args
+            options["out"] = results if len(results) > 1 else results[0]
+        out = options.get("out")
+        if ufunc and options.keys() == {"out"} and function not in OUT_BY_NAME:
+            return function, (*args, *(out if isinstance(out, tuple) else (out,)))
+        if function is np.dot and options.keys() == {"out"}:
+            return function, (*args, out)
+        if of_ufunc and function.__name__ == "reduce" and options.keys() <= set(REDUCTION) and len(args) == 1:
+            usual = {"axis": 0, "dtype": None, "out": None, "keepdims": False}
+            return function, (*args, *({**usual, **options}[name] for name in REDUCTION))
+        return (functools.partial(function, **options) if options else function), args
+
+
+def _copied(results: tuple, places: tuple[int, ...], function: Callable, *args: Any, **options: Any) -> None:
+    """Calls a function that returns new arrays, and keeps their values in buffers."""
+    found = flatten(function(*args, **options))[0]
+    for array, place in zip(results, places):
+        np.copyto(array, found[place])
+
+
+def _needed(nodes: Sequence[Node], kept: set[int]) -> list[Node]:
+    """The nodes that act, or write memory that is kept or read later."""
+    needed, read = [], set(kept)
+    for node in reversed(nodes):
+        written = {id(owner(array)) for array in [*node.results, *node.writes]}
+        if node.acts or written & read:
+            needed.append(node)
+            read.update(id(owner(array)) for array in node.reads())
+    return needed[::-1]

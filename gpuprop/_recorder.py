@@ -1,0 +1,384 @@
+"""Recorders: what listens to a function while it runs, so that the run can be repeated without its Python.
+
+`tape.recorder` is asked to make every call on arrays, and told of everything else that a call of the function changes: gradients,
+versions, random numbers, what an optimizer counts. A plain `Recorder` only notes the ops. `Recording` is what comes of it; devices
+have their own recorders that say how the calls on arrays are repeated.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ._program import Program
+from ._tensor import Tensor, number
+from ._trace import Log, Node, ValueNeeded, owner
+from ._tree import flatten
+from .errors import CaptureError
+from .tape import Mode, describe, tape
+
+HERE = str(Path(__file__).parent)
+
+
+def user_line() -> str:
+    """The line outside of gpuprop that led here."""
+    frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(HERE)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+class Recorder:
+    """Notes the ops of one run, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
+        """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
+        self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")
+        return function, generic
+
+    def hearing(self, name: str, function: Callable) -> Callable:
+        """A gradient rule or implementation as it is to be called."""
+        self.heard.append(f"gradient of {name}")
+        return self.logged(name, function)
+
+    def logged(self, name: str, function: Callable) -> Callable:
+        """A function on arrays as it is to be called."""
+        return function
+
+    def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
+        """Makes a call on arrays."""
+        return function(*args, **options)
+
+    def creates(self, array: Any) -> None:
+        """An array of constants was made."""
+
+    def touches(self, leaf: Any, adding: bool = False) -> None:
+        """The gradient of a leaf is going to change, or (adding) to be added to."""
+
+    def changes(self, tensor: Tensor) -> None:
+        """A tensor was changed in place."""
+
+    def calls(self, module: Any) -> None:
+        """A module is called."""
+
+    def reserves(self, generator: Any, blocks: int) -> None:
+        """Blocks of a random stream were taken."""
+
+    def acts(self, name: str, function: Callable[[], Any], *arrays: Any) -> Any:
+        """Does what is to be done on the host in every run, in its place. arrays: what it changes."""
+        return function()
+
+    def undoes(self, function: Callable[[], Any]) -> None:
+        """What puts something back as it was before the run."""
+
+    def updates(self, optimizer: Any, work: Any, step: Callable[[], None]) -> None:
+        """Makes an optimizer's step."""
+        self.heard.append(f"step of {type(optimizer).__name__}")
+        step()
+
+    def refuse(self, what: str, instead: str) -> None:
+        """Complains of what cannot be repeated."""
+
+
+class Recording:
+    """A run that can be repeated while what it depends on has not changed."""
+
+    structure: Any  # of the arguments
+
+    def __init__(self, recorder: StateRecorder, inputs: Sequence[Any], result: Any):
+        self.input_arrays = list(inputs)
+        self.specs = [(a.shape, a.dtype) for a in inputs]
+        self.tensors = list(recorder.tensors.values())
+        self.modules = [(module, module.training) for module in recorder.modules]
+        self.leaves = []
+        for leaf, (before, added_to) in recorder.leaves.items():
+            after = leaf.grad
+            stayed = after is not None and after._data is before  # then the run read it, or wrote over it
+            self.leaves.append((leaf, before, added_to or stayed, after))
+        self.versions = recorder.versions
+        self.generators = [(g, g.seed, offset, blocks) for g, (offset, blocks) in recorder.generators.items()]
+        self.guards = recorder.guards
+        self.mode = tape.mode
+        leaves, self.build = flatten(result)
+        self.outputs = [recorder.output(leaf) for leaf in leaves]
+        self.generation = 0
+
+    def takes(self, arrays: Sequence[Any]) -> bool:
+        """Whether arguments have the recorded shapes and dtypes."""
+        return all(a.shape == shape and a.dtype == dtype for a, (shape, dtype) in zip(arrays, self.specs))
+
+    def fits(self) -> bool:
+        """Whether everything that the run depended on is as it was."""
+        if tape.mode != self.mode:
+            return False
+        for tensor, data, constant in self.tensors:
+            if tensor._data is not data or (tensor._node is None) is not constant:
+                return False
+        for leaf, before, added_to, _ in self.leaves:
+            grad = leaf.grad
+            if before is None:
+                if grad is not None:
+                    return False
+            elif grad is None or (added_to and grad._data is not before):
+                return False
+        for module, training in self.modules:
+            if module.training is not training:
+                return False
+        for generator, seed, offset, _ in self.generators:
+            if generator.seed != seed:
+                return False
+            if generator.offset != offset:
+                generator.rebase(offset)
+        return all(guard() for guard in self.guards)
+
+    def play(self, arrays: Sequence[Any]) -> Any:
+        """Repeats the run on other arguments."""
+        self.repeat(arrays)
+        now = next(number)
+        for version in self.versions:
+            version[0] = now
+        for leaf, _, _, after in self.leaves:
+            leaf.grad = after
+        for generator, _, _, blocks in self.generators:
+            generator.advance(blocks)
+        return self.results()
+
+    def repeat(self, arrays: Sequence[Any]) -> None:
+        """The calls on arrays, and the actions of the host between them."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The buffers of the arguments."""
+        return tuple(Tensor(array) for array in self.input_arrays)
+
+    def results(self) -> Any:
+        """What the function returned, as tensors that are good until the next run."""
+        self.generation += 1
+        return self.build([out if isinstance(out, Tensor) else Played(out, self) for out in self.outputs])
+
+
+class Played(Tensor):
+    """A result of a captured function: a fixed buffer, which the next call overwrites."""
+
+    def __init__(self, array: Any, recording: Recording):
+        self.__dict__.update(_array=array, _recording=recording, _generation=recording.generation)
+
+    @property
+    def _data(self) -> Any:  # type: ignore[misc]
+        if self._generation != self._recording.generation:
+            raise CaptureError(
+                "captured function: expected a result of its last call, got one that a later call has overwritten; "
+                ".clone() a result that is to be kept, or take its .item() before the next call"
+            )
+        return self._array
+
+
+class StateRecorder(Recorder):
+    """A recorder of a run that will be repeated: notes the state that the run meets and leaves behind, and how to undo it."""
+
+    def __init__(self, inputs: Sequence[Tensor]):
+        super().__init__()
+        self.inputs = {id(t) for t in inputs}
+        self.tensors: dict[int, tuple[Tensor, Any, bool]] = {}
+        self.leaves: dict[
+            Any, tuple[Any, bool]
+        ] = {}  # leaf -> (array of its gradient before, whether that was added to)
+        self.modules: list[Any] = []
+        self.versions: list[list[int]] = []
+        self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
+        self.guards: list[Callable[[], bool]] = []
+        self.undone: list[Callable[[], Any]] = []
+
+    def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
+        for t in inputs:
+            if isinstance(t, Tensor) and id(t) not in self.inputs and self.is_lasting(t._data):
+                self.tensors.setdefault(id(t), (t, t._data, t._node is None))
+        if not (op.capturable(arrays) if callable(op.capturable) else op.capturable):
+            self.refuse(f"{op.name}, whose result's shape depends on values", "compute that outside of the function")
+        function, generic = super().listening(op, inputs, arrays, function, generic)
+        if generic is not None:
+            generic = (self.logged(op.name, generic[0]), *generic[1:])
+        return self.logged(op.name, function), generic
+
+    def is_lasting(self, array: Any) -> bool:
+        """Whether an array was there before the run."""
+        raise NotImplementedError
+
+    def output(self, result: Any) -> Any:
+        """A result of the function as the array that will hold it, or as the tensor that it always is."""
+        raise NotImplementedError
+
+    def touches(self, leaf: Any, adding: bool = False) -> None:
+        if leaf not in self.leaves:
+            before = leaf.grad
+            self.undone.append(lambda: setattr(leaf, "grad", before))
+            self.leaves[leaf] = (None if before is None else before._data, False)
+        before_array, _ = self.leaves[leaf]
+        if adding and leaf.grad is not None and leaf.grad._data is before_array:
+            self.leaves[leaf] = (before_array, True)
+
+    def changes(self, tensor: Tensor) -> None:
+        version = tensor.version()
+        if not any(version is known for known in self.versions):
+            self.versions.append(version)
+
+    def meets(self, optimizer: Any) -> None:
+        """An optimizer is going to make a step."""
+        self.undoes(optimizer.remember())
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self.tensors.setdefault(id(p), (p, p._data, p._node is None))
+                if p._leaf is not None:
+                    self.touches(p._leaf)
+
+    def calls(self, module: Any) -> None:
+        for each in module.modules():
+            if not any(each is known for known in self.modules):
+                self.modules.append(each)
+
+    def reserves(self, generator: Any, blocks: int) -> None:
+        if generator not in self.generators:
+            state = generator.get_state()
+            state["position"] -= blocks
+            self.undone.append(lambda: generator.set_state(state))
+        offset, before = self.generators.get(generator, (generator.offset - blocks, 0))
+        self.generators[generator] = offset, before + blocks
+
+    def undoes(self, function: Callable[[], Any]) -> None:
+        self.undone.append(function)
+
+    def refuse(self, what: str, instead: str) -> NoReturn:
+        raise CaptureError(f"capture: expected calls that can be repeated, got {what}{user_line()}; {instead}")
+
+    def finish(self, inputs: Sequence[Tensor], result: Any) -> Recording:
+        """What can be repeated, and returns tensors like the function's result."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """After a run: random numbers go on from the base, so that the next run draws others with the same offsets."""
+        for generator, (offset, _) in self.generators.items():
+            generator.rebase(offset)
+
+    def undo(self) -> None:
+        """Puts everything back as it was before the run."""
+        for step in reversed(self.undone):
+            step()
+
+
+# --- On a CPU -------------------------------------------------------------------------------------------------------
+
+
+class CpuRecorder(StateRecorder):
+    """Writes down the NumPy calls of a run."""
+
+    def __init__(self, inputs: Sequence[Tensor]):
+        super().__init__(inputs)
+        self.log = Log(self.save)
+        self.pinned: set[int] = set()
+        self.saved: set[int] = set()
+        for t in inputs:
+            self.log.made[id(owner(t._data))] = owner(t._data)
+            self.pinned.add(id(owner(t._data)))
+
+    def logged(self, name: str, function: Callable) -> Callable:
+        return lambda *args, **options: self.run(name, function, args, options)
+
+    def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
+        begin = len(self.log.nodes)
+        try:
+            return self.log.run(name, function, tuple(args), options)
+        except ValueNeeded as needed:
+            del self.log.nodes[begin:]
+            self.refuse(f"{name}, which reads values on the host ({needed})", "compute that outside of the function")
+
+    def save(self, array: np.ndarray) -> None:
+        """Keeps the values of memory that was there before the run, to put them back if the run fails."""
+        root = owner(array)
+        if id(root) in self.log.lasting and id(root) not in self.saved:
+            self.saved.add(id(root))
+            values = root.copy()
+            self.undone.append(lambda: np.copyto(root, values))
+
+    def creates(self, array: Any) -> None:
+        self.log.create(array)
+
+    def is_lasting(self, array: Any) -> bool:
+        return id(owner(array)) not in self.log.made
+
+    def touches(self, leaf: Any, adding: bool = False) -> None:
+        super().touches(leaf, adding)
+        if leaf.grad is not None:
+            self.pinned.add(id(owner(leaf.grad._data)))
+
+    def acts(self, name: str, function: Callable[[], Any], *arrays: Any) -> Any:
+        for array in arrays:
+            if self.is_lasting(array):
+                self.log.lasting[id(owner(array))] = owner(array)
+            self.save(array)
+        with Mode(recorder=None):
+            result = function()
+        self.log.nodes.append(Node(name, function, (), {}, acts=True))
+        return result
+
+    def updates(self, optimizer: Any, work: Any, step: Callable[[], None]) -> None:
+        self.heard.append(f"step of {type(optimizer).__name__}")
+        self.meets(optimizer)
+        self.acts(type(optimizer).__name__, step, *optimizer.arrays(work))
+
+    def output(self, result: Any) -> Any:
+        if isinstance(result, Tensor) and id(result) in self.tensors:
+            return result  # a parameter, say
+        array = result._data if isinstance(result, Tensor) else result
+        if not isinstance(array, np.ndarray):
+            raise CaptureError(
+                f"capture: expected a function that returns tensors, got {type(array).__name__}; "
+                "what is computed in Python is not computed again"
+            )
+        if any(owner(array) is owner(t) for t in self.input_arrays):
+            array = self.run("copy of an argument", np.copy, (array,), {})
+        self.pinned.add(id(owner(array)))
+        return array
+
+    def finish(self, inputs: Sequence[Tensor], result: Any) -> CpuRecording:
+        self.input_arrays = [t._data for t in inputs]
+        for leaf in self.leaves:
+            if leaf.grad is not None:
+                self.pinned.add(id(owner(leaf.grad._data)))
+        return CpuRecording(self, self.input_arrays, result)
+
+
+class CpuRecording(Recording):
+    """A run as a flat list of NumPy calls."""
+
+    def __init__(self, recorder: CpuRecorder, inputs: Sequence[Any], result: Any):
+        super().__init__(recorder, inputs, result)
+        self.program = Program(recorder.log, recorder.pinned)
+        self.users = [self.program.users(array) for array in inputs]
+        self.bound = list(inputs)  # what the calls work on
+
+    def repeat(self, arrays: Sequence[Any]) -> None:
+        for i, array in enumerate(arrays):
+            if array is not self.bound[i]:
+                self._bind(i, array)
+        for function, args in self.program.calls:
+            function(*args)
+
+    def _bind(self, i: int, array: np.ndarray) -> None:
+        """Has the calls work on an argument where it lies, or on a copy of one that lies otherwise than recorded."""
+        own = self.input_arrays[i]
+        usable = array.flags.c_contiguous and own.flags.c_contiguous and array.flags.aligned
+        value = array if usable and array.nbytes > SMALL else own
+        if value is own and array is not own:
+            np.copyto(own, array)
+        if value is not self.bound[i]:
+            self.program.bind(own, self.users[i], value)
+            self.bound[i] = value
+
+
+SMALL = 8 * 1024  # bytes of an argument that is copied in less time than calls are bound to it

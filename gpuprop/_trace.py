@@ -1,0 +1,278 @@
+"""What NumPy is asked to do by an op, written down: the calls that a captured step makes again on a CPU.
+
+Inside a recording an op's implementation gets its arrays as `Traced` views. NumPy hands every ufunc and function that meets one to
+this module, which makes the call and logs a `Node`: the function, its arrays and where the result lies. What an implementation asks
+for in between (shapes, views, constants) costs nothing when the log is played back. A function that needs to know values in Python
+cannot be looked into; it becomes one node as a whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._tree import flatten, map_leaves
+
+
+@dataclass(slots=True)
+class Node:
+    """One call of a log: `function(*args, **options)`."""
+
+    name: str  # of the op that asked for it
+    function: Callable
+    args: tuple
+    options: dict[str, Any]
+    results: tuple[np.ndarray, ...] = ()  # the new arrays that it returned
+    places: tuple[int, ...] = ()  # of `results` among all that it returned
+    writes: tuple[np.ndarray, ...] = ()  # arrays that it changed
+    acts: bool = False  # it does more than write arrays
+
+    def reads(self) -> list[np.ndarray]:
+        """The arrays that it is given, those to write among them."""
+        return [leaf for leaf in flatten((self.args, self.options))[0] if isinstance(leaf, np.ndarray)]
+
+
+class ValueNeeded(Exception):
+    """An implementation asked for a value in Python."""
+
+
+def owner(array: np.ndarray) -> np.ndarray:
+    """The array whose memory a view shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+class Log:
+    """The calls made so far, and what is known about the memory that they use."""
+
+    def __init__(self, save: Callable[[np.ndarray], None] = lambda array: None) -> None:
+        self.save = save  # called before lasting memory is written to
+        self.nodes: list[Node] = []
+        self.made: dict[int, np.ndarray] = {}  # memory that a node has filled, by id of its owner
+        self.lasting: dict[int, np.ndarray] = {}  # memory that was there before, and stays: parameters, running means
+        self.name = ""  # of the op that is running
+
+    # --- called by a recording ----------------------------------------------------------------------------------
+
+    def run(self, name: str, function: Callable, args: tuple, options: dict[str, Any]) -> Any:
+        """Calls an op's implementation on arrays, and logs what it does."""
+        leaves, build = flatten((args, options))
+        for leaf in leaves:
+            if isinstance(leaf, np.ndarray):
+                self._know(leaf)
+        self.name, begin = name, len(self.nodes)
+        try:
+            traced_args, traced_options = build([self.traced(leaf) for leaf in leaves])
+            result = function(*traced_args, **traced_options)
+        except ValueNeeded:
+            if any(node.writes for node in self.nodes[begin:]):
+                raise  # it cannot be undone
+            del self.nodes[begin:]
+            result = self.call(function, args, options)
+        return map_leaves(_plain, result)
+
+    def create(self, array: np.ndarray) -> None:
+        """Says that the recorded function made an array of constants: it holds them again at the start of every call."""
+        self.made[id(owner(array))] = owner(array)
+        self._refill(array)
+
+    # --- called by NumPy ----------------------------------------------------------------------------------------
+
+    def call(
+        self, function: Callable, args: tuple, options: dict[str, Any], writes: tuple = (), acts: bool = False
+    ) -> Any:
+        """Makes one call on plain arrays and logs it, unless it only looks at memory from another side."""
+        args, options, writes = map_leaves(_plain, (args, options, writes))
+        reads = [leaf for leaf in flatten((args, options))[0] if isinstance(leaf, np.ndarray)]
+        for array in writes:
+            self._before_write(array, sum(leaf is array for leaf in reads) > 1 or "out" not in options)
+        result = function(*args, **options)
+        found, build = flatten(result)
+        arrays = [np.asarray(leaf) if isinstance(leaf, np.generic) else leaf for leaf in found]
+        known = {id(owner(array)) for array in [*reads, *writes]}
+        new = {i: a for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and id(owner(a)) not in known}
+        if new or writes or acts:
+            self.nodes.append(Node(self.name, function, args, options, tuple(new.values()), tuple(new), writes, acts))
+            for array in new.values():
+                self.made[id(owner(array))] = owner(array)
+        return build([self.traced(a) for a in arrays])
+
+    def traced(self, leaf: Any) -> Any:
+        """An array as one whose calls come here."""
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        view = np.ndarray.view(leaf, Traced)
+        view.log = self
+        return view
+
+    def empty(self, array: np.ndarray) -> Traced:
+        """A new array without values yet."""
+        self.made[id(owner(array))] = owner(array)
+        return self.traced(array)
+
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def _know(self, array: np.ndarray) -> None:
+        root = owner(array)
+        if id(root) not in self.made:
+            self.lasting[id(root)] = root
+
+    def _before_write(self, array: np.ndarray, also_read: bool) -> None:
+        root = owner(array)
+        if id(root) in self.lasting:
+            self.save(array)
+        elif id(root) not in self.made:  # constants of the implementation
+            self.made[id(root)] = root
+            if also_read or array.size != root.size:
+                self._refill(root)
+
+    def _refill(self, array: np.ndarray) -> None:
+        self.nodes.append(Node(self.name, np.copyto, (array, array.copy()), {}, writes=(array,)))
+
+
+def _plain(leaf: Any) -> Any:
+    return np.ndarray.view(leaf, np.ndarray) if type(leaf) is Traced else leaf
+
+
+# --- What implementations see ---------------------------------------------------------------------------------------
+
+# Functions of shapes and dtypes; they read no values.
+_OF_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj}
+# Functions that consist of ufuncs, which have `out=`.
+_COMPOSED = {np.sum, np.prod, np.max, np.min, np.mean, np.var, np.std, np.all, np.any, np.clip, np.amax, np.amin}
+_CREATING = {np.empty, np.zeros, np.ones, np.full, np.empty_like, np.zeros_like, np.ones_like, np.full_like}
+
+
+class Traced(np.ndarray):
+    """An array whose calls are logged."""
+
+    log: Log
+
+    def __array_finalize__(self, other: Any) -> None:
+        log = getattr(other, "log", None)
+        if log is not None:
+            self.log = log
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        log = self.log
+        function = ufunc if method == "__call__" else getattr(ufunc, method)
+        if method == "at":
+            return log.call(function, inputs, options, writes=inputs[:1])
+        if out is None or all(place is None for place in out):
+            return log.call(function, inputs, options)
+        places = tuple(place for place in out if place is not None)
+        return log.call(function, inputs, {**options, "out": out if len(out) > 1 else out[0]}, writes=places)
+
+    def __array_function__(self, function: Callable, types: Any, args: Any, options: Any) -> Any:
+        log = self.log
+        if function in _OF_SHAPES:
+            return function(*map_leaves(_plain, args), **map_leaves(_plain, options))
+        if function in _COMPOSED:
+            return function._implementation(*args, **options)  # type: ignore[attr-defined]
+        if function in _CREATING:
+            made = function(*map_leaves(_plain, args), **map_leaves(_plain, options))
+            if function in (np.empty, np.empty_like):
+                return log.empty(made)
+            log.create(made)
+            return log.traced(made)
+        out = options.get("out")
+        return log.call(function, args, options, writes=() if out is None else (out,))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.log.call(_setitem, (self, key, value), {}, writes=(self,))
+
+    def fill(self, value: Any) -> None:
+        self.log.call(np.ndarray.fill, (self, value), {}, writes=(self,))
+
+    def sort(self, *args: Any, **options: Any) -> None:
+        self.log.call(np.ndarray.sort, (self, *args), options, writes=(self,))
+
+
+def _setitem(array: np.ndarray, key: Any, value: Any) -> None:
+    array[key] = value
+
+
+def _method(name: str) -> Callable:
+    function = getattr(np.ndarray, name)
+    return lambda self, *args, **options: self.log.call(function, (self, *args), options)
+
+
+def _value(name: str) -> Callable:
+    def needed(self: Traced, *args: Any) -> Any:
+        raise ValueNeeded(name)
+
+    return needed
+
+
+# `sum`, `mean` and their like end in ufuncs by themselves. These do not; those that return views are not logged.
+for _name in (
+    *(
+        "__getitem__",
+        "argmax",
+        "argmin",
+        "argsort",
+        "astype",
+        "choose",
+        "clip",
+        "compress",
+        "copy",
+        "cumprod",
+        "cumsum",
+    ),
+    *(
+        "diagonal",
+        "dot",
+        "flatten",
+        "nonzero",
+        "ravel",
+        "repeat",
+        "reshape",
+        "round",
+        "searchsorted",
+        "take",
+        "trace",
+        "view",
+    ),
+):
+    setattr(Traced, _name, _method(_name))
+for _name in (
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+    "__complex__",
+    "__repr__",
+    "__str__",
+    "item",
+    "tolist",
+    "tobytes",
+):
+    setattr(Traced, _name, _value(_name))
+
+
+def array(x: Any, dtype: Any = None) -> np.ndarray:
+    """`np.array`, which NumPy does not tell of arrays like these."""
+    return x.astype(dtype or x.dtype) if type(x) is Traced else np.array(x, dtype)
+
+
+def asarray(x: Any, dtype: Any = None) -> np.ndarray:
+    """`np.asarray`, which NumPy does not tell of arrays like these."""
+    return x.astype(dtype or x.dtype, copy=False) if type(x) is Traced else np.asarray(x, dtype)
+
+
+def primitive(function: Callable) -> Callable:
+    """Makes a function of arrays one call in a log, for what NumPy's own functions do not see (threads, generators of random bits)."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        for leaf in flatten((args, options))[0]:
+            if type(leaf) is Traced:
+                return leaf.log.call(function, args, options, acts=True)
+        return function(*args, **options)
+
+    return called

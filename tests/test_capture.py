@@ -1,0 +1,373 @@
+"""`gp.capture`: what is repeated is what the function computes, to the bit; what cannot be repeated is refused."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+import gpuprop.nn.functional as F
+from gpuprop import nn
+from gpuprop.errors import CaptureError
+
+CAPTURING = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@pytest.fixture(params=CAPTURING)
+def place(request):
+    if request.param == "cuda" and not gp.is_available():
+        pytest.skip(gp.device_report()["cuda_reason"])
+    return request.param
+
+
+def batches(count, place, rows=12, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        x = gp.tensor(rng.standard_normal((rows, 6), dtype=np.float32), device=place)
+        yield x, gp.tensor(rng.integers(0, 4, rows), device=place)
+
+
+def same(a, b):
+    assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+class Training:
+    """A model with everything that changes from step to step, and its step."""
+
+    def __init__(self, place):
+        self.generator = gp.Generator(place, 5)
+        self.model = nn.Sequential(
+            nn.Linear(6, 9, generator=gp.Generator("cpu", 1)),
+            nn.BatchNorm1d(9),
+            nn.GELU(),
+            nn.Dropout(0.3, generator=self.generator),
+            nn.Linear(9, 8, generator=gp.Generator("cpu", 2)),
+            nn.ReLU(),
+            nn.Dropout(0.2, generator=self.generator),
+            nn.Linear(8, 4, generator=gp.Generator("cpu", 3)),
+        ).to(place)
+        self.optimizer = gp.optim.AdamW(self.model.parameters(), lr=0.01, max_grad_norm=0.5, ema_decay=0.9)
+        self.schedule = gp.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 200)
+
+    def step(self, x, labels):
+        self.optimizer.zero_grad()
+        for half in (slice(0, 6), slice(6, 12)):  # accumulates over micro-batches
+            loss = F.cross_entropy(self.model(x[half]), labels[half], label_smoothing=0.1)
+            loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss
+
+    def everything(self):
+        yield from self.model.state_dict().values()
+        for p in self.model.parameters():
+            yield p.grad
+            yield from (value for value in self.optimizer.state[p].values() if isinstance(value, gp.Tensor))
+
+
+def test_300_steps_are_those_of_the_function(place):
+    eager, captured = Training(place), Training(place)
+    step = gp.capture(captured.step)
+    for i, (x, labels) in enumerate(batches(300, place)):
+        same(eager.step(x, labels), step(x, labels))
+        if i == 150:  # from outside, too
+            for training in (eager, captured):
+                training.optimizer.param_groups[0]["weight_decay"] = 0.1
+                gp.rand(5, device=place, generator=training.generator)
+    for a, b in zip(eager.everything(), captured.everything(), strict=True):
+        same(a, b)
+    options = [{**t.optimizer.param_groups[0], "params": None} for t in (eager, captured)]
+    assert options[0] == options[1]
+    assert eager.schedule.get_last_lr() == captured.schedule.get_last_lr()
+    assert eager.generator.get_state() == captured.generator.get_state()
+    states = [next(iter(t.optimizer.state.values()))["step"] for t in (eager, captured)]
+    assert states == [300, 300]
+    assert "1 recordings" in repr(step)
+
+
+def test_any_function_of_tensors(place):
+    def f(data):
+        y = gp.numpy.tanh(data["x"] @ data["w"])
+        return {"y": y, "parts": [y.sum(axis=0), (y * y).mean()]}
+
+    captured = gp.capture(f)
+    for (x, _), (w, _) in zip(batches(5, place), batches(5, place, rows=6, seed=1)):
+        expected, found = f({"x": x, "w": w}), captured({"w": w, "x": x})
+        same(expected["y"], found["y"])
+        for a, b in zip(expected["parts"], found["parts"], strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize("transform", [gp.grad, gp.value_and_grad, gp.hessian])
+def test_transforms(place, transform):
+    def f(x):
+        return (gp.numpy.sin(x) * x).sum()
+
+    function = transform(f)
+    captured = gp.capture(function)
+    for x, _ in batches(4, place, rows=2):
+        expected, found = function(x[0]), captured(x[0])
+        for a, b in zip(
+            expected if isinstance(expected, tuple) else [expected], found if isinstance(found, tuple) else [found]
+        ):
+            same(a, b)
+
+
+# --- Signatures and guards ------------------------------------------------------------------------------------------
+
+
+def test_other_shapes_and_modes_record_anew(place):
+    eager, captured = Training(place).model, Training(place).model
+    run = gp.capture(lambda x: captured(x))
+    for turn in range(3):
+        for rows in (12, 7):
+            for training in (True, False):
+                eager.train(training), captured.train(training)
+                for x, _ in batches(3, place, rows, seed=turn):
+                    same(eager(x), run(x))
+    assert "4 recordings" in repr(run)
+
+
+def test_the_recording_that_was_not_used_for_longest_goes(place):
+    double = gp.capture(lambda x: x * 2.0, recordings=2)
+    for rows in (3, 4, 5):
+        for x, _ in batches(3, place, rows):
+            same(double(x), x * 2.0)
+    assert "2 recordings" in repr(double)
+
+
+def test_numbers_are_part_of_the_signature(place):
+    scaled = gp.capture(lambda x, factor, how="up": x * factor if how == "up" else x / factor)
+    for x, _ in batches(3, place):
+        same(scaled(x, 2.0), x * 2.0)
+        same(scaled(x, 3.0), x * 3.0)
+        same(scaled(x, 3.0, how="down"), x / 3.0)
+
+
+def test_gradients_that_are_there_are_added_to(place):
+    def trained(wrap):
+        model = nn.Linear(6, 4, generator=gp.Generator("cpu", 1)).to(place)
+        step = wrap(lambda x, labels: F.cross_entropy(model(x), labels).backward() or model.weight.grad.sum())
+        for i, (x, labels) in enumerate(batches(12, place)):
+            step(x, labels)
+            if i in (5, 6, 9):
+                model.zero_grad()
+        return [p.grad for p in model.parameters()]
+
+    for a, b in zip(trained(lambda f: f), trained(gp.capture), strict=True):
+        same(a, b)
+
+
+def test_parameters_with_other_memory_record_anew(place):
+    layer = nn.Linear(6, 4, generator=gp.Generator("cpu", 1)).to(place)
+    run = gp.capture(lambda x: layer(x))
+    for i, (x, _) in enumerate(batches(9, place)):
+        if i == 4:
+            layer.weight.data = gp.zeros(4, 6, device=place).data
+        if i == 6:
+            with gp.no_grad():
+                layer.weight += 1.0
+        same(run(x), layer(x))
+
+
+# --- Arguments and results ------------------------------------------------------------------------------------------
+
+
+def test_results_are_good_until_the_next_call(place):
+    double = gp.capture(lambda x: x * 2.0)
+    (x, _), (y, _) = batches(2, place)
+    for _ in range(3):
+        first = double(x)
+    kept = first.clone()
+    second = double(y)
+    with pytest.raises(CaptureError, match=r"overwritten.*\.clone\(\)"):
+        first.numpy()
+    same(kept, x * 2.0)
+    same(second, y * 2.0)
+
+
+def test_arguments_of_any_layout(place):
+    total = gp.capture(lambda x: (x * x).sum(axis=0))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        wide = gp.tensor(rng.standard_normal((40, 2 * 600)), device=place)
+        for x in (wide[:, ::2], wide[:, :600], wide[:40].reshape(2 * 40, 600)[:40]):
+            same(total(x), (x * x).sum(axis=0))
+
+
+def test_an_argument_as_it_is(place):
+    identity = gp.capture(lambda x: (x, x[1:]))
+    for i, (x, _) in enumerate(batches(4, place)):
+        a, b = identity(x)
+        same(a, x), same(b, x[1:])
+        assert i == 0 or a.data is not x.data  # a buffer of the recording, as all results
+
+
+def test_buffers_of_arguments(place):
+    double = gp.capture(lambda x: x * 2.0)
+    for x, _ in batches(4, place):
+        double(x)
+    (mine,) = double.inputs
+    mine.fill_(4.0)
+    same(double(mine), mine * 2.0)
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+READS = {
+    "float": lambda t: float(t.sum()),
+    "item": lambda t: t.sum().item(),
+    "numpy": lambda t: t.numpy(),
+    "if": lambda t: 1 if t.sum() > 0 else 2,
+    "print": lambda t: repr(t),
+    "mask": lambda t: t[t > 0],
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_reading_values_is_refused_and_changes_nothing(place, read):
+    training = Training(place)
+
+    def step(x, labels):
+        loss = training.step(x, labels)
+        READS[read](loss if read != "mask" else x)
+        return loss
+
+    captured = gp.capture(step)
+    (x, labels), *_ = batches(1, place)
+    captured(x, labels)
+    before = [t.clone() for t in training.everything()]
+    place_in_stream, rate = training.generator.get_state(), training.schedule.get_last_lr()
+    with pytest.raises(CaptureError, match=r"capture: .*test_capture\.py:\d+.*; "):
+        captured(x, labels)
+    for a, b in zip(before, training.everything(), strict=True):
+        same(a, b)
+    assert training.generator.get_state() == place_in_stream
+    assert training.schedule.get_last_lr() == rate
+    captured.eager(x, labels)
+
+
+def test_an_error_in_a_recording_changes_nothing(place):
+    training, fails = Training(place), []
+
+    def step(x, labels):
+        loss = training.step(x, labels)
+        if fails:
+            raise ZeroDivisionError("as asked")
+        return loss
+
+    captured = gp.capture(step)
+    (x, labels), *_ = batches(1, place)
+    captured(x, labels)
+    before = [t.clone() for t in training.everything()]
+    fails.append(True)
+    with pytest.raises(ZeroDivisionError):
+        captured(x, labels)
+    for a, b in zip(before, training.everything(), strict=True):
+        same(a, b)
+    fails.clear()
+    reference = Training(place)
+    for _ in range(4):
+        expected, found = reference.step(x, labels), captured(x, labels)
+    del expected, found
+    assert training.optimizer.param_groups != []
+
+
+def test_runs_that_differ_are_refused(place):
+    turns = iter(range(9))
+
+    def f(x):
+        return x * 2.0 if next(turns) else x + 1.0
+
+    captured = gp.capture(f)
+    (x, _), *_ = batches(1, place)
+    captured(x)
+    with pytest.raises(CaptureError, match="add.*multiply"):
+        captured(x)
+
+
+def test_what_is_no_tensor_is_refused(place):
+    (x, _), *_ = batches(1, place)
+    with pytest.raises(CaptureError, match="returns tensors, got float"):
+        captured = gp.capture(lambda x: (x * 2.0, 3.5))
+        captured(x), captured(x)
+    with pytest.raises(CaptureError, match="do not require gradients"):
+        gp.capture(lambda x: x * 2.0)(x.clone().requires_grad_())
+    with pytest.raises(CaptureError, match="got set"):
+        gp.capture(lambda x, y: x * 2.0)(x, {1})
+
+
+# --- Life -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_functions_share_parameters(place):
+    def trained(wrap):
+        training = Training(place)
+        step, predict = wrap(training.step), wrap(lambda x: gp.numpy.softmax(training.model(x), axis=-1))
+        seen = []
+        for x, labels in batches(8, place):
+            training.model.train()
+            step(x, labels)
+            training.model.eval()
+            with gp.no_grad():
+                seen.append(predict(x).clone())
+        return seen
+
+    for a, b in zip(trained(lambda f: f), trained(gp.capture), strict=True):
+        same(a, b)
+
+
+def test_one_is_recorded_while_another_thread_trains(place):
+    expected, results = {}, {}
+
+    def train(seed, wrap, results):
+        training = Training(place)
+        step = wrap(training.step)
+        results[seed] = [step(x, labels).item() for x, labels in batches(40, place, seed=seed)]
+
+    for seed in range(2):
+        train(seed, lambda f: f, expected)
+    threads = [
+        threading.Thread(target=train, args=(seed, (gp.capture, lambda f: f)[seed], results)) for seed in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == expected
+
+
+def test_a_capture_within_a_capture_is_part_of_it(place):
+    inner = gp.capture(lambda x: x * 2.0)
+    outer = gp.capture(lambda x: inner(x) + 1.0)
+    for x, _ in batches(4, place):
+        same(outer(x), x * 2.0 + 1.0)
+
+
+def test_as_a_method(place):
+    class Scaled:
+        factor = 3.0
+
+        @gp.capture
+        def run(self, x):
+            return x * self.factor
+
+    made = Scaled()
+    for x, _ in batches(4, place):
+        same(made.run(x), x * 3.0)
+
+
+def test_captures_that_are_dropped_leave_nothing(place):
+    (x, labels), *_ = batches(1, place)
+    training = Training(place)
+    references = []
+    for _ in range(3):
+        captured = gp.capture(training.step)
+        for _ in range(3):
+            captured(x, labels)
+        references.append(weakref.ref(captured.recording))
+        del captured
+    gc.collect()
+    assert not any(reference() for reference in references)
