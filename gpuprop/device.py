@@ -83,6 +83,7 @@ class Backend:
                 "array": "gpuprop._trace:array",
                 "asarray": "gpuprop._trace:asarray",
                 "index_add": "gpuprop.device:host_index_add",
+                "blend": "gpuprop.device:host_blend",
                 "philox": "gpuprop._philox:host_words",
                 "norm_all": "gpuprop._norm:host_norm_all",
                 "clip_all": "gpuprop._norm:host_clip_all",
@@ -127,6 +128,12 @@ def host_index_add(shape: tuple[int, ...], index: tuple, values: np.ndarray) -> 
     else:  # slices, integers and masks name each element at most once
         result[index] += values
     return result
+
+
+def host_blend(x: np.ndarray, a: float, y: np.ndarray, b: float) -> None:
+    """x = a x + b y, in place: running averages."""
+    x *= a
+    x += b * y
 
 
 CPU = Device("cpu")

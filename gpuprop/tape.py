@@ -253,7 +253,7 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
 
     if type(y) is not kind:
         if isinstance(y, tuple):
-            return _wrap_several(op, inputs, arrays, options, mask and plans[mask | bit], y)
+            return _wrap_several(op, inputs, arrays, options, mask and plans[mask | bit], y, residuals)
         if isinstance(y, (np.generic, float, int)):
             y = BACKENDS[kind].xp.asarray(y)  # ufuncs make 0-d arrays scalars
         elif not is_array(y):
@@ -306,7 +306,13 @@ def _mark(record: Record) -> None:
 
 
 def _wrap_several(
-    op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], plan: Any, values: tuple
+    op: Op,
+    inputs: Sequence,
+    arrays: Sequence,
+    options: dict[str, Any],
+    plan: Any,
+    values: tuple,
+    residuals: Sequence,
 ) -> tuple:
     kind = next(type(a) for a in arrays if type(a) not in _WEAK)
     values = tuple(BACKENDS[kind].xp.asarray(v) if isinstance(v, (np.generic, float, int)) else v for v in values)
@@ -318,7 +324,7 @@ def _wrap_several(
     if plan and any(_FLOATING[v.dtype] for v in values):
         kept = [
             *(plan.keep(inputs) if plan.keep else ()),
-            *_others(plan, arrays, tuple(r.detach() for r in results), ()),
+            *_others(plan, arrays, tuple(r.detach() for r in results), residuals),
         ]
         shapes, dtypes = tuple(v.shape for v in values), tuple(v.dtype for v in values)
         record = new(Record)

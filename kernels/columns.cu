@@ -148,13 +148,12 @@ __device__ __forceinline__ void batch_gradient(const T* dy, const T* x, const ty
   });
 }
 
-// Running averages: running = (1 - share) * running + share * batch, of the variance the unbiased one.
-template <typename T, typename A>
-__device__ __forceinline__ void follow(T* running_mean, T* running_variance, const T* mean, const T* variance, int columns, A share, A unbiased) {
-  const int c = blockIdx.x * blockDim.x + threadIdx.x;
-  if (c >= columns) return;
-  if (running_mean) running_mean[c] = narrow<T>(widen<A>(running_mean[c]) * (A(1) - share) + widen<A>(mean[c]) * share);
-  if (running_variance) running_variance[c] = narrow<T>(widen<A>(running_variance[c]) * (A(1) - share) + widen<A>(variance[c]) * unbiased * share);
+// Running averages: x = a * x + b * y.
+template <typename T, typename I>
+__device__ __forceinline__ void blend(T* x, const T* y, I n, typename Arithmetic<T>::type a, typename Arithmetic<T>::type b) {
+  typedef typename Arithmetic<T>::type A;
+  for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x)
+    x[i] = narrow<T>(a * widen<A>(x[i]) + b * widen<A>(y[i]));
 }
 
 // --- A slope where x is negative, learned ---------------------------------------------------------------------------

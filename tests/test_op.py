@@ -175,6 +175,31 @@ def test_residuals_serve_the_implementation_and_the_generic_rule_serves_second_d
     gp.testing.check_gradients(cube, x.numpy())
 
 
+def test_residuals_beside_several_outputs():
+    @gp.op(samples=real_line, name="square_and_double")
+    def both(xp, x):
+        """y = x^2, z = 2 x"""
+        return x * x, 2 * x
+
+    @both.grad("x")
+    def _(xp, dy, x):
+        return 2 * dy[0] * x + 2 * dy[1]
+
+    @both.cpu(residuals=["slope"])
+    def _(x, *, keep):
+        return ((x * x, 2 * x), 2 * x) if keep else ((x * x, 2 * x),)
+
+    @both.cpu.grad("x")
+    def _(dy, slope):
+        return dy[0] * slope + 2 * dy[1]
+
+    x = gp.tensor([1.0, 3.0], dtype=gp.float64, requires_grad=True, device="cpu")
+    y, z = both(x)
+    (y + z).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [4.0, 8.0])
+    gp.testing.check_gradients(both, x.numpy())
+
+
 def test_numpys_and_pytorchs_names_of_arguments_are_understood():
     x = np.array([-1.0, 0.5, 3.0])
     np.testing.assert_array_equal(gp.numpy.clip(x, a_min=0, a_max=1), np.clip(x, 0, 1))

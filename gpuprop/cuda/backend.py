@@ -63,7 +63,13 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
 
 
 # What the namespace has beyond CuPy's, and the module whose kernels do it; `generic` has each of them too.
-NATIVE = {"index_add": "indexing", "norm_all": "segments", "clip_all": "segments", "philox": "random"}
+NATIVE = {
+    "index_add": "indexing",
+    "blend": "columns",
+    "norm_all": "segments",
+    "clip_all": "segments",
+    "philox": "random",
+}
 
 
 def _kernels_are_on() -> bool:

@@ -113,6 +113,14 @@ class Maker:
         function = self(arrays[0].dtype.name, shared.width, launch.index_type(shared.rows * shared.columns))
         function((shared.stripes, shared.parts), (THREADS,), (*map(or_null, arrays), *shared.sizes, *numbers))
 
+    def launch_flat(self, blocks: int, arrays: tuple, *numbers: Any) -> None:
+        """Over all elements of the first array."""
+        from . import launch
+
+        x = arrays[0]
+        function = self(x.dtype.name, launch.PACK // x.itemsize, launch.index_type(x.size))
+        function((blocks,), (THREADS,), (*map(or_null, arrays), launch.index(x.size), *numbers))
+
 
 @functools.cache
 def _made(maker: Maker, dtype: str, width: int, index: str) -> Kernel:
@@ -169,6 +177,7 @@ SLOPE_BACKWARD = Maker(
     "slope_backward",
     "const T* dy, const T* x, const T* weight, T* dx, T* dweight, A* partials, unsigned int* tickets, I n, int accumulate",
 )
+BLEND = Maker("blend", "blend", "T* x, const T* y, I n", ", A a, A b")
 STREAMING = NORMALISE, STANDARDISE, GRADIENT, SLOPES, SLOPES_BACKWARD  # the others store next to nothing
 ONE_SLOPE = SLOPE, SLOPE_BACKWARD
 
@@ -183,6 +192,7 @@ def _variants(makers: tuple[Maker, ...], *, wide: bool) -> Iterator[Kernel]:
 every_kernel(lambda: _variants((*STREAMING, *ONE_SLOPE), wide=True))
 every_kernel(lambda: _variants((STATISTICS, GRADIENT_SUMS), wide=True), streaming=False)
 every_kernel(lambda: _variants((*STREAMING, STATISTICS, GRADIENT_SUMS), wide=False), streaming=False)
+every_kernel(lambda: _variants((BLEND,), wide=True), streaming=False)  # of single elements, because vectors are short
 
 
 # --- Gradients where they live --------------------------------------------------------------------------------------
@@ -348,6 +358,17 @@ def standardize(
     return launch.finished(y, out)
 
 
+def blend(x: Any, a: float, y: Any, b: float) -> None:
+    """x = a x + b y in place, in one launch: running averages."""
+    from . import generic, launch
+
+    if not launch.takes(x, y) or x.shape != y.shape or not (x.flags.c_contiguous and y.flags.c_contiguous):
+        generic.blend(x, a, y, b)
+    elif x.size:
+        scalar = arithmetic(x.dtype).type
+        BLEND.launch_flat(-(-x.size // THREADS), (x, y), scalar(a), scalar(b))
+
+
 # --- A slope per column ---------------------------------------------------------------------------------------------
 
 
@@ -380,7 +401,7 @@ class PRelu:
         if x.size:
             arrays = (launch.packed(x), launch.packed(weight), y)
             if one:
-                self._launch_flat(SLOPE, arrays, launch.blocks_for(x.size, x.itemsize))
+                SLOPE.launch_flat(launch.blocks_for(x.size, x.itemsize), arrays)
             else:
                 SLOPES.launch(sharing(x, summed=False), arrays)
         return launch.finished(y, out)
@@ -411,18 +432,10 @@ class PRelu:
                 most = PARTS_PER_PROCESSOR * launch.multiprocessors()
                 blocks = min(most, launch.blocks_for(x.size, x.itemsize))
                 arrays = (*given, *results.arrays, cupy.empty(blocks, calculated), launch.tickets(1))
-                self._launch_flat(SLOPE_BACKWARD, arrays, blocks, add)
+                SLOPE_BACKWARD.launch_flat(blocks, arrays, add)
             else:
                 shared = sharing(x, summed=wanted[1])
                 partials = cupy.empty((shared.parts, shared.columns), calculated) if wanted[1] else None
                 arrays = (*given, *results.arrays, partials, launch.tickets(shared.stripes))
                 SLOPES_BACKWARD.launch(shared, arrays, add)
         return results.finished()
-
-    @staticmethod
-    def _launch_flat(make: Maker, arrays: tuple, blocks: int, *numbers: Any) -> None:
-        from . import launch
-
-        x, count = arrays[0], arrays[0].size
-        function = make(x.dtype.name, launch.PACK // x.itemsize, launch.index_type(count))
-        function((blocks,), (THREADS,), (*map(or_null, arrays), launch.index(count), *numbers))

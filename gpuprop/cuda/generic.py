@@ -28,6 +28,12 @@ def index_add(shape: tuple[int, ...], index: tuple, values: Any) -> Any:
     return result
 
 
+def blend(x: Any, a: float, y: Any, b: float) -> None:
+    """x = a x + b y, in place."""
+    x *= a
+    x += b * y
+
+
 def norm_all(arrays: Sequence[Any], norm_type: float = 2.0) -> Any:
     """The norm of all arrays as one vector."""
     return _norm.norm_all(cupy, arrays, norm_type)

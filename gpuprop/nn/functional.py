@@ -14,7 +14,7 @@ from .. import numpy as gnp
 from .. import ops
 from .._random import Generator, default_generator
 from .._tensor import Tensor
-from ..device import device_of
+from ..device import backend_of, device_of
 from ..errors import ArgumentError, OptionError
 from ..ops.activations import (
     celu,
@@ -173,9 +173,19 @@ def batch_norm(
         return ops.normalisation.standardize(input, running_mean, running_var, weight, bias, eps=eps)
     y, mean, variance = ops.normalisation.batch_norm(input, weight, bias, eps=eps)
     count = math.prod(y.shape) // max(1, y.shape[1])
-    with no_grad():
-        for running, batch in ((running_mean, mean), (running_var, variance * (count / max(1, count - 1)))):
-            if running is not None:
-                running *= 1 - momentum
-                running += batch * momentum
+    unbiased = momentum * count / max(1, count - 1)
+    for running, batch, share in ((running_mean, mean, momentum), (running_var, variance, unbiased)):
+        if running is not None:
+            _blend(running, 1 - momentum, batch, share)
     return y
+
+
+def _blend(x: Any, a: float, y: Any, b: float) -> None:
+    """x = a x + b y, in place and off the tape."""
+    y = y.data if isinstance(y, Tensor) else y
+    with no_grad():
+        if isinstance(x, Tensor):
+            x._check_mutable("batch_norm")
+            x._write("batch_norm", backend_of(x.data).xp.blend, x.data, a, y, b)
+        else:
+            backend_of(x).xp.blend(x, a, y, b)

@@ -200,6 +200,9 @@ def _(xp, dy):
     return xp.sum(dy[0], axis=_other_axes(dy[0].ndim))
 
 
+batch_norm.cuda = columns.BatchNorm()
+
+
 def _known_statistics(draw: Draw):
     yield Sample(draw.normal(4, 3), draw.normal(3), draw.positive(3), draw.normal(3), draw.normal(3))
     yield Sample(draw.normal(1, 3), draw.normal(3), draw.positive(3))
