@@ -4,7 +4,7 @@
 
 // --- Batch normalisation --------------------------------------------------------------------------------------------
 
-// Of each column mean and variance; both are kept in A for the gradient, `scales` being 1/std (may be null, with `means`).
+// Of each column mean and variance, and for the gradient mean and 1/std in A.
 //
 // Numbers are taken relative to the column's first one: then a mean that is large beside the deviation costs no digits. Where that number
 // happens to lie far out, Chan's formula keeps the variance right.
@@ -67,7 +67,7 @@ __device__ __forceinline__ void batch_statistics(const T* x, T* mean, T* varianc
   });
 }
 
-// y = (x - mean) * scale * weight + bias. Weight and bias may be null. F: scale from what stands for it.
+// y = (x - mean) * scale * weight + bias. Weight and bias may be null. f makes the scale of what stands for it.
 template <int W, typename T, typename I, typename S, typename F>
 __device__ __forceinline__ void standardize(const T* x, const S* mean, const S* spread, const T* weight, const T* bias, T* y, I rows, I columns,
                                             int height, int lanes, F f) {

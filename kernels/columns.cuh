@@ -1,5 +1,6 @@
 // Columns of a (rows, columns) array in C order. A block works on a stripe of columns: `lanes` neighbouring threads take W columns each, a
-// whole line of memory where columns are many; and on a part of the rows, `height` of them, which its threads share. The grid is (stripes, parts).
+// whole line of memory where columns are many; and on a part of the rows, `height` of them, which its threads share. The grid is (stripes,
+// parts).
 #pragma once
 #include "common.cuh"
 
@@ -7,8 +8,8 @@
 
 template <typename T, typename I, int W> struct Stripe {
   typedef typename Arithmetic<T>::type A;
-  I rows, columns, column, top;    // column: the first of this thread's; top: the block's first row
-  int lanes, groups, group, own;  // threads that share rows, which of them this one is, and rows of the block
+  I rows, columns, column, top;   // column: the first of this thread's; top: the block's first row
+  int lanes, groups, group, own;  // how many threads share a column, which of them this one is, and the block's rows
 
   __device__ __forceinline__ Stripe(I rows_, I columns_, int height, int lanes_)
       : rows(rows_),
@@ -49,8 +50,9 @@ template <typename T, typename I, int W> struct Stripe {
       for (int row = group; row < own; row += groups) f(at(row));
   }
 
-  // Adds up the `values` that each thread has of its columns, first in the block, then over all parts, and calls f(column, sum) once per column, in the
-  // last block of the stripe. The order is fixed, whichever block is last. partials: (parts, S::size, columns); S: Sums or Moments.
+  // Adds up the `values` that each thread has of its columns, first in the block, then over all parts, and calls f(column, sum) once per
+  // column, in the last block of the stripe. The order is fixed, whichever block is last. partials: (parts, S::size, columns); S: Sums or
+  // Moments.
   template <typename S, typename F>
   __device__ __forceinline__ void total(const A (&values)[S::size][W], A* partials, unsigned int* tickets, int height, F f) const {
     __shared__ A room[S::size][THREADS * W];

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 FILE = "columns.cu"
 PARTS_PER_PROCESSOR = 4  # blocks per multiprocessor: enough to hide their reads, few partial sums
-# Rows that a block sums up, where there are many: two partial sums, written and read, are then 3 % of float32 that is read once.
-FEWEST_ROWS = 128
-# Fewer, down to this number, where that brings more multiprocessors to work.
-FEWEST_ROWS_OF_FEW = 32
+# Rows of float32 that a block sums up: two partial sums, written and read, are then 3 % of what is read once. Less than so many, down to
+# the second number, only where that brings more multiprocessors to work.
+FEWEST_ROWS, FEWEST_ROWS_OF_FEW = 128, 32
 SIZE = ", I rows, I columns, int height, int lanes"
 
 
@@ -71,8 +70,9 @@ def sharing(x: Any, *, summed: bool) -> Sharing:
     at_once = THREADS // lanes
     most = -(-PARTS_PER_PROCESSOR * launch.multiprocessors() // stripes)
     if summed:
+        fewest = FEWEST_ROWS * arithmetic(x.dtype).itemsize // x.dtype.itemsize
         busy = min(-(-rows // FEWEST_ROWS_OF_FEW), -(-launch.multiprocessors() // stripes))
-        most = min(most, max(rows // FEWEST_ROWS, busy))
+        most = min(most, max(rows // fewest, busy))
     parts = max(1, min(-(-rows // at_once), most))
     return Sharing(rows, columns, width, lanes, -(-rows // parts))
 
