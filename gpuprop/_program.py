@@ -110,7 +110,8 @@ class Program:
         of_ufunc = isinstance(getattr(function, "__self__", None), np.ufunc)
         if results:
             if not (ufunc or of_ufunc or function in WITH_OUT):
-                return functools.partial(_copied, results, node.places, function, **options), args
+                copied = functools.partial(_copied, results, node.places, function, **options)
+                return (functools.partial(_copied_one, results[0], function, **options) if node.alone else copied), args
             options["out"] = results if len(results) > 1 else results[0]
         out = options.get("out")
         if ufunc and options.keys() == {"out"} and function not in OUT_BY_NAME:
@@ -121,6 +122,11 @@ class Program:
             usual = {"axis": 0, "dtype": None, "out": None, "keepdims": False}
             return function, (*args, *({**usual, **options}[name] for name in REDUCTION))
         return (functools.partial(function, **options) if options else function), args
+
+
+def _copied_one(result: np.ndarray, function: Callable, *args: Any, **options: Any) -> None:
+    """Calls a function that returns a new array, and keeps its values in a buffer."""
+    np.copyto(result, function(*args, **options))
 
 
 def _copied(results: tuple, places: tuple[int, ...], function: Callable, *args: Any, **options: Any) -> None:

@@ -9,7 +9,8 @@ cannot be looked into; it becomes one node as a whole.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class Node:
     places: tuple[int, ...] = ()  # of `results` among all that it returned
     writes: tuple[np.ndarray, ...] = ()  # arrays that it changed
     acts: bool = False  # it does more than write arrays
+    alone: bool = False  # all that it returned is one new array
 
     def reads(self) -> list[np.ndarray]:
         """The arrays that it is given, those to write among them."""
@@ -97,7 +99,9 @@ class Log:
         known = {id(owner(array)) for array in [*reads, *writes]}
         new = {i: a for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and id(owner(a)) not in known}
         if new or writes or acts:
-            self.nodes.append(Node(self.name, function, args, options, tuple(new.values()), tuple(new), writes, acts))
+            alone = bool(new) and isinstance(result, (np.ndarray, np.generic))
+            results, places = tuple(new.values()), tuple(new)
+            self.nodes.append(Node(self.name, function, args, options, results, places, writes, acts, alone))
             for array in new.values():
                 self.made[id(owner(array))] = owner(array)
         return build([self.traced(a) for a in arrays])
@@ -145,6 +149,14 @@ def _plain(leaf: Any) -> Any:
 _OF_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.iscomplexobj, np.isrealobj}
 # Functions that consist of ufuncs, which have `out=`.
 _COMPOSED = {np.sum, np.prod, np.max, np.min, np.mean, np.var, np.std, np.all, np.any, np.clip, np.amax, np.amin}
+_IN_PLACE = {
+    np.copyto,
+    np.put,
+    np.putmask,
+    np.place,
+    np.fill_diagonal,
+    np.put_along_axis,
+}  # write to the first argument
 _CREATING = {np.empty, np.zeros, np.ones, np.full, np.empty_like, np.zeros_like, np.ones_like, np.full_like}
 
 
@@ -180,7 +192,7 @@ class Traced(np.ndarray):
                 return log.empty(made)
             log.create(made)
             return log.traced(made)
-        out = options.get("out")
+        out = args[0] if function in _IN_PLACE else options.get("out")
         return log.call(function, args, options, writes=() if out is None else (out,))
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -188,6 +200,10 @@ class Traced(np.ndarray):
 
     def fill(self, value: Any) -> None:
         self.log.call(np.ndarray.fill, (self, value), {}, writes=(self,))
+
+    def take(self, indices: Any, axis: Any = None, out: Any = None, mode: Any = "raise") -> Any:
+        writes = () if out is None else (out,)
+        return self.log.call(np.ndarray.take, (self, indices, axis, out, mode), {}, writes)
 
     def sort(self, *args: Any, **options: Any) -> None:
         self.log.call(np.ndarray.sort, (self, *args), options, writes=(self,))
@@ -211,47 +227,11 @@ def _value(name: str) -> Callable:
 
 # `sum`, `mean` and their like end in ufuncs by themselves. These do not; those that return views are not logged.
 for _name in (
-    *(
-        "__getitem__",
-        "argmax",
-        "argmin",
-        "argsort",
-        "astype",
-        "choose",
-        "clip",
-        "compress",
-        "copy",
-        "cumprod",
-        "cumsum",
-    ),
-    *(
-        "diagonal",
-        "dot",
-        "flatten",
-        "nonzero",
-        "ravel",
-        "repeat",
-        "reshape",
-        "round",
-        "searchsorted",
-        "take",
-        "trace",
-        "view",
-    ),
-):
+    "__getitem__ argmax argmin argsort astype choose clip compress copy cumprod cumsum diagonal dot flatten nonzero ravel repeat "
+    "reshape round searchsorted trace view"
+).split():
     setattr(Traced, _name, _method(_name))
-for _name in (
-    "__bool__",
-    "__float__",
-    "__int__",
-    "__index__",
-    "__complex__",
-    "__repr__",
-    "__str__",
-    "item",
-    "tolist",
-    "tobytes",
-):
+for _name in "__bool__ __float__ __int__ __index__ __complex__ __repr__ __str__ item tolist tobytes".split():
     setattr(Traced, _name, _value(_name))
 
 
@@ -265,14 +245,21 @@ def asarray(x: Any, dtype: Any = None) -> np.ndarray:
     return x.astype(dtype or x.dtype, copy=False) if type(x) is Traced else np.asarray(x, dtype)
 
 
-def primitive(function: Callable) -> Callable:
-    """Makes a function of arrays one call in a log, for what NumPy's own functions do not see (threads, generators of random bits)."""
+def primitive(function: Callable | None = None, *, writes: Sequence[str] = ()) -> Any:
+    """Makes a function of arrays one call in a log, for what NumPy's own functions do not see (checks, threads, random bits).
+
+    writes: names of positional arguments that it writes to.
+    """
+    if function is None:
+        return functools.partial(primitive, writes=writes)
+    order = list(inspect.signature(function).parameters)
+    places = [order.index(name) for name in writes]
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
-        for leaf in flatten((args, options))[0]:
+        for leaf in (*args, *options.values()):
             if type(leaf) is Traced:
-                return leaf.log.call(function, args, options, acts=True)
+                return leaf.log.call(function, args, options, tuple(args[i] for i in places), acts=True)
         return function(*args, **options)
 
     return called

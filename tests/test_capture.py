@@ -100,6 +100,29 @@ def test_any_function_of_tensors(place):
             same(a, b)
 
 
+@pytest.mark.parametrize("ignored", [-100, 2])
+@pytest.mark.parametrize("classes", [4, 100])
+def test_labels_to_ignore(place, classes, ignored):
+    def step(x, labels):
+        loss, gradient = gp.value_and_grad(lambda x: F.cross_entropy(x, labels, ignore_index=ignored))(x)
+        return loss, gradient
+
+    captured = gp.capture(step)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        x = rng.standard_normal((12, classes), dtype=np.float32)
+        labels = rng.integers(0, 4, 12)
+        if i in (1, 4):
+            labels[3] = ignored
+            x[3, 1] = np.nan
+        x, labels = gp.tensor(x, device=place), gp.tensor(labels, device=place)
+        for a, b in zip(step(x, labels), captured(x, labels), strict=True):
+            assert np.isfinite(a.numpy()).all()
+            same(a, b)
+    with pytest.raises(IndexError, match="label"):
+        captured(x, gp.tensor(np.full(12, 200), device=place))[0].item()
+
+
 @pytest.mark.parametrize("transform", [gp.grad, gp.value_and_grad, gp.hessian])
 def test_transforms(place, transform):
     def f(x):
