@@ -3,6 +3,7 @@
 from . import (
     activations,
     arithmetic,
+    blockwise,
     comparisons,
     elementary,
     fused,

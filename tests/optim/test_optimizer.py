@@ -87,14 +87,18 @@ def test_the_order_of_parameters_does_not_matter(make):
     assert bytes_of(a) == bytes_of(b)
 
 
-def test_runs_are_cut_into_blocks(make, monkeypatch):
+@pytest.mark.parametrize("count", [1, 3])
+def test_runs_are_cut_into_blocks_that_threads_share(make, monkeypatch, count):
     whole, cut = parameters_of(), parameters_of()
     first = make(whole)
     learn(first, whole, 3)
-    monkeypatch.setitem(optim.optimizer.BLOCK, "cpu", 8)
+    monkeypatch.setattr(optim.optimizer, "BLOCK", 8)
+    monkeypatch.setattr(optim.optimizer, "LEAST", 16)
+    monkeypatch.setattr(optim.optimizer, "threads", lambda: count)
     second = make(cut)
     learn(second, cut, 3)
-    assert len(second._tables[0].runs[0].blocks) > 5
+    shares = second._tables[0].runs[0].shares
+    assert len(shares) == count and all(len(part.blocks) > 1 for part in shares)
     assert bytes_of(whole) == bytes_of(cut)
 
 
