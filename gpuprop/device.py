@@ -120,6 +120,7 @@ class Backend:
             raise error(message)
 
 
+@primitive
 def host_index_add(shape: tuple[int, ...], index: tuple, values: np.ndarray) -> np.ndarray:
     """Zeros of `shape` with `values` added at `index`; repeated positions add up, in order."""
     result = np.zeros(shape, values.dtype)

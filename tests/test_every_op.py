@@ -15,6 +15,7 @@ from gpuprop import testing
 from gpuprop._op import REGISTRY
 from gpuprop._tensor import Tensor
 from gpuprop.device import backend_for, copy_to, device_scope, require
+from gpuprop.errors import CaptureError
 from gpuprop.tape import is_floating, walk
 
 OPS = [op for op in REGISTRY.values() if op.__module__.startswith("gpuprop.")]
@@ -267,3 +268,64 @@ def test_samples_are_not_square(op):
     arrays = [v for case in CASES if case.values[0] is op for v in case.values[1].inputs if isinstance(v, np.ndarray)]
     matrices = [a for a in arrays if a.ndim > 1]
     assert arrays and (not matrices or any(a.shape[-1] != a.shape[-2] for a in matrices)), "transposition goes unseen"
+
+
+# --- Captured -------------------------------------------------------------------------------------------------------
+
+
+def drawn_again(op, index, seed):
+    """The sample of an index with other values."""
+    samples = list(op.samples(testing.Draw(seed)))
+    return samples[index]
+
+
+NUMBERED = [pytest.param(*c.values, int(c.id.rpartition("-")[2]), id=c.id) for c in CASES]
+
+
+@pytest.mark.parametrize("op, sample, index", NUMBERED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", ["cpu", CUDA], indirect=True)
+def test_a_recording_repeats_the_op(op, sample, index, dtype, place):
+    """Recorded on one input and repeated on others: the results and gradients of the op, bit for bit."""
+    device = require(place)
+    options = {k: str(device) if v == "cpu" else v for k, v in sample.options.items()}
+    seeds = [zlib.crc32(op.name.encode()), 1, 2]
+    samples = [sample, *(drawn_again(op, index, seed) for seed in seeds[1:])]
+    arrays = [[cast(v, dtype) for v in s.inputs if isinstance(v, np.ndarray)] for s in samples]
+    if not arrays[0]:
+        pytest.skip("no arrays")
+    wanted = differentiable(op, [cast(v, dtype) for v in sample.inputs])
+    rng = np.random.default_rng(7)
+
+    def run(given, *cotangents):
+        left = iter(given)
+        inputs = [next(left).detach() if isinstance(v, np.ndarray) else v for v in sample.inputs]
+        leaves = [inputs[i].requires_grad_() for i in wanted] if op.smooth and sample.order else []
+        results = op(*inputs, **options)
+        results = results if isinstance(results, tuple) else (results,)
+        roots = [(t, u._data) for t, u in zip((t for t in results if t.requires_grad), cotangents)]
+        found = walk(roots, wanted=[leaf._node for leaf in leaves]) if roots else {}
+        return [t.detach() for t in results], [Tensor(found[leaf._node]) for leaf in leaves if leaf._node in found]
+
+    captured = gp.capture(run)
+    with device_scope(device):
+        given = [[Tensor(copy_to(a.copy(), device)) for a in each] for each in arrays]
+        shapes = [
+            (t.shape, t.dtype)
+            for t in Run(op, sample, place, dtype, order=0 if not sample.order else 1).results
+            if t.requires_grad
+        ]
+        cotangents = [Tensor(copy_to(rng.standard_normal(s).astype(d), device)) for s, d in shapes]
+        if not (op.capturable([t._data for t in given[0]]) if callable(op.capturable) else op.capturable):
+            captured(given[0], *cotangents)
+            with pytest.raises(CaptureError, match=f"{op.name}, whose result's shape depends on values"):
+                captured(given[0], *cotangents)
+            return
+        for turn in (0, 0, 1, 2, 0):
+            if [a.shape for a in arrays[turn]] != [a.shape for a in arrays[0]]:
+                continue
+            expected, expected_gradients = run(given[turn], *cotangents)
+            found, gradients = captured(given[turn], *cotangents)
+            for a, b in zip([*expected, *expected_gradients], [*found, *gradients], strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                assert a.numpy().tobytes() == b.numpy().tobytes()

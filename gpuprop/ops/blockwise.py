@@ -1,7 +1,7 @@
 """Smooth activations on a CPU: value and slope in one go, block by block in the caches, shared among threads.
 
-The slope is computed with the value, where nearly all of its terms are at hand, and kept: backward is one multiplication. float32 only;
-other dtypes go by the generic rules.
+The slope is computed with the value, where nearly all of its terms are at hand, and kept: backward is one multiplication. Other dtypes
+than float32 get both from the generic rules.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from .._op import Op
 from .._parallel import in_blocks
 from .._trace import primitive
+from ..device import HOST
 from .activations import EXP_VANISHES, GAUSSIAN_VANISHES, gelu, silu
 
 
@@ -30,7 +31,10 @@ def blockwise(op: Op, scratch: int, **choices: Callable) -> None:
     def forward(x, *, keep, out=None, **options):
         block = choices.get(next(iter(options.values()), "none"))
         if x.dtype != np.float32 or not x.flags.c_contiguous or block is None:
-            return NotImplemented
+            y, slope = op.rule(HOST.xp, x, **options), op.gradients[0].function(HOST.xp, 1.0, x, **options)
+            if out is not None:
+                np.copyto(out, y)
+            return y if out is None else out, slope
         y = np.empty_like(x) if out is None else out
         slope = np.empty_like(x)
         _compute(block, scratch, x, y, slope)

@@ -97,14 +97,22 @@ def _(x, weight, bias=None, *, activation, options, keep, out=None):
     if z is NotImplemented:
         return z
     f = _fusible(activation, options)
+    y, kept = _activated(f, z)
+    return (y, kept) if keep else (y,)
+
+
+def _activated(f: Fusible, z: Any) -> tuple[Any, Any]:
+    """The activation's value on a CPU and what its gradient needs: y, z, or (of implementations with a residual) the slope."""
     twin = f.op.cpu.implementation
-    if twin is None:
-        y = f.op(HOST.xp, z, **f.options)
-    elif f.keeps_y:
+    if twin is not None and twin.residuals:
+        return twin.forward(z, keep=True, **f.options)
+    if twin is not None and f.keeps_y:
         y = twin.forward(z, out=z, **f.options)  # nobody needs z any more
-    else:
+    elif twin is not None:
         y = twin.forward(z, **f.options)
-    return (y, y if f.keeps_y else z) if keep else (y,)
+    else:
+        y = f.op(HOST.xp, z, **f.options)
+    return y, y if f.keeps_y else z
 
 
 @linear_activation.cpu.grad(replaces_dy=True)
@@ -112,7 +120,8 @@ def _(dy, kept, *, activation, options, scratch=None):
     f = _fusible(activation, options)
     twin = f.op.cpu.implementation
     if twin is not None and twin.gradients:
-        return (twin.gradients[0].function(dy, kept, out=scratch, **f.backward_options),)
+        rule = twin.gradients[0]
+        return (rule.function(dy, kept, out=scratch, **{name: f.options[name] for name in rule.options}),)
     return (f.op.gradients[0].function(HOST.xp, dy, kept, **f.backward_options),)
 
 
