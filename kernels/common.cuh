@@ -53,6 +53,7 @@ template <int W, typename T, typename A> __device__ __forceinline__ void store_p
   for (int k = 0; k < W; ++k) part.at[k] = narrow<T>(values[k]);
   *reinterpret_cast<Part<T, W>*>(p) = part;
 }
+template <typename T, int W> __device__ __forceinline__ void store_part(T* p, const Part<T, W>& part) { *reinterpret_cast<Part<T, W>*>(p) = part; }
 
 // --- Sums: always in the same order, so that two runs agree to the bit ---------------------------------------------
 

@@ -1,5 +1,6 @@
 // Losses: each is one launch that computes the loss and, where anyone will differentiate, its gradient for dy = 1 in the same pass.
 // Definitions are those of gpuprop/ops/losses.py.
+#include "column_sums.cuh"
 #include "rowwise.cuh"
 
 enum Reduction { NONE, SUM, MEAN };
@@ -7,11 +8,12 @@ enum Reduction { NONE, SUM, MEAN };
 // The end of a reduced loss: the last block adds up what the threads of all blocks summed, in order, and divides. True in that block.
 template <typename T, typename A>
 __device__ __forceinline__ bool reduce_loss(A sum, A divisor, T* loss, A* partials, unsigned int* ticket, A* room) {
+  const unsigned int block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
   sum = block_reduce(sum, Add(), A(0), room);
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-  if (!last_block(ticket, gridDim.x)) return false;
+  if (threadIdx.x == 0) partials[block] = sum;
+  if (!last_block(ticket, blocks)) return false;
   A total = A(0);
-  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) total += partials[i];
+  for (unsigned int i = threadIdx.x; i < blocks; i += blockDim.x) total += partials[i];
   total = block_reduce(total, Add(), A(0), room);
   if (threadIdx.x == 0) *loss = narrow<T>(total / divisor);
   return true;
@@ -31,34 +33,39 @@ __device__ __forceinline__ bool reduce_loss(A sum, A divisor, T* loss, A* partia
 template <typename T, typename I> struct Operand {
   const T* from;
   I period;
-  template <int W, typename A> __device__ __forceinline__ void fetch(I at, I n, A (&values)[W]) const {
+  template <int W> __device__ __forceinline__ Part<T, W> fetch(I at, I n) const {
+    Part<T, W> values;
     if (!from) {
 #pragma unroll
-      for (int k = 0; k < W; ++k) values[k] = A(1);
+      for (int k = 0; k < W; ++k) values.at[k] = narrow<T>(1.0f);
     } else if (period == n || period % W == 0) {  // whole packs
-      const Part<T, W> part = load_part<W>(from + (period == n ? at : at % period));
-#pragma unroll
-      for (int k = 0; k < W; ++k) values[k] = widen<A>(part.at[k]);
+      values = load_part<W>(from + (period == n ? at : at % period));
     } else {
 #pragma unroll
-      for (int k = 0; k < W; ++k) values[k] = widen<A>(from[(at + k) % period]);
+      for (int k = 0; k < W; ++k) values.at[k] = from[(at + k) % period];
     }
+    return values;
   }
 };
 
+// Elements stay as narrow as they are until they are used: registers are few.
 template <int W, typename F, typename T, typename I, typename A>
-__device__ __forceinline__ A some_losses(const Operand<T, I> (&x)[F::inputs], T* losses, T* const (&gradients)[F::slopes], I at, I n, A share, const F& f) {
-  A values[F::inputs][W], loss[W], slopes[F::slopes][W], sum = A(0);
+__device__ __forceinline__ A some_losses(const Operand<T, I> (&x)[F::inputs], T* losses, T* const (&gradients)[F::slopes], I at, I n, A share,
+                                         const F& f) {
+  Part<T, W> values[F::inputs], loss, slopes[F::slopes];
+  A sum = A(0);
 #pragma unroll
-  for (int i = 0; i < F::inputs; ++i) x[i].template fetch<W>(at, n, values[i]);
+  for (int i = 0; i < F::inputs; ++i) values[i] = x[i].template fetch<W>(at, n);
 #pragma unroll
   for (int k = 0; k < W; ++k) {
     A of_one[F::inputs], slope[F::slopes];
 #pragma unroll
-    for (int i = 0; i < F::inputs; ++i) of_one[i] = values[i][k];
-    sum += loss[k] = f(of_one, slope);
+    for (int i = 0; i < F::inputs; ++i) of_one[i] = widen<A>(values[i].at[k]);
+    const A one = f(of_one, slope);
+    sum += one;
+    loss.at[k] = narrow<T>(one);
 #pragma unroll
-    for (int i = 0; i < F::slopes; ++i) slopes[i][k] = slope[i] * share;
+    for (int i = 0; i < F::slopes; ++i) slopes[i].at[k] = narrow<T>(slope[i] * share);
   }
   if (losses) store_part(losses + at, loss);
 #pragma unroll
@@ -79,6 +86,41 @@ __device__ __forceinline__ void element_loss(const Operand<T, I> (&x)[F::inputs]
   for (I i = first; i < packs; i += stride) sum += some_losses<width>(x, losses, gradients, i * width, n, share, f);
   for (I i = packs * width + first; i < n; i += stride) sum += some_losses<1>(x, losses, gradients, i, n, share, f);
   __shared__ A room[32];
+  if (reduction != NONE) reduce_loss(sum, divisor, loss, partials, ticket, room);
+}
+
+// The same of x + bias and a target, x (rows, columns); inputs after these are 1. dbias = the column sums of dx, which are made in shared
+// memory, because registers are full of elements.
+template <typename F, typename T, typename I, typename A, int W>
+__device__ __forceinline__ void biased_element_loss(const T* x, const T* target, const T* bias, T* loss, T* dx, T* dbias, A* partials,
+                                                    unsigned int* ticket, A* column_partials, unsigned int* tickets, I rows, I columns, A divisor,
+                                                    int reduction, F f) {
+  const ColumnStripe<I, W> stripe(columns);
+  const A share = A(1) / divisor;
+  __shared__ A sums[W][256], room[32];
+#pragma unroll
+  for (int k = 0; k < W; ++k) sums[k][threadIdx.x] = A(0);
+  A sum = A(0);
+  stripe.template over_rows<1>(rows, [&](I at) {
+    const Part<T, W> some = load_part<W>(x + at), wanted = load_part<W>(target + at), add = load_part<W>(bias + stripe.column());
+    Part<T, W> losses, slopes;
+#pragma unroll
+    for (int k = 0; k < W; ++k) {
+      A inputs[F::inputs], slope[F::slopes];
+      inputs[0] = widen<A>(some.at[k]) + widen<A>(add.at[k]);
+      inputs[1] = widen<A>(wanted.at[k]);
+#pragma unroll
+      for (int i = 2; i < F::inputs; ++i) inputs[i] = A(1);
+      const A one = f(inputs, slope);
+      sum += one;
+      sums[k][threadIdx.x] += slope[0] * share;
+      losses.at[k] = narrow<T>(one);
+      slopes.at[k] = narrow<T>(slope[0] * share);
+    }
+    if (reduction == NONE) store_part(loss + at, losses);
+    if (dx) store_part(dx + at, slopes);
+  });
+  if (dbias) sum_columns(stripe, sums, column_partials, tickets, dbias, 0);
   if (reduction != NONE) reduce_loss(sum, divisor, loss, partials, ticket, room);
 }
 
@@ -261,7 +303,7 @@ template <typename L> struct Probabilities {
   static const int inputs = 2;
   static const bool one_hot = false;
   const T* weight;  // null: all 1
-  A smoothing;
+  A on_label, everywhere;
 
   struct Of {
     const T* weight;
@@ -271,39 +313,102 @@ template <typename L> struct Probabilities {
       return (weight ? widen<A>(weight[column]) : A(1)) * (values[1] * on_label + everywhere);
     }
   };
-  __device__ __forceinline__ Of of(long long, long long, int columns) const { return {weight, -1, A(1) - smoothing, smoothing / A(columns)}; }
+  __device__ __forceinline__ Of of(long long, long long, int) const { return {weight, -1, on_label, everywhere}; }
   __device__ __forceinline__ void announce(long long, int) const {}
   __device__ __forceinline__ A divisor(long long rows, int, A*) const { return A(rows); }
   __device__ __forceinline__ void finish(A) const {}
 };
 
+// What is added to the logits of each row, and where its gradient, the column sums of theirs, is made. dbias: null where nobody will
+// differentiate, or rows are not held. partials: (blocks, columns). A thread sums up the columns of its group in shared memory, because
+// its registers are full of logits.
+template <typename L> struct Bias {
+  typedef typename L::T T;
+  typedef typename L::A A;
+  static const bool present = true;
+  static const int packs = L::held ? L::packs : 1, threads = L::threads;
+  const T* bias;
+  T* dbias;
+  A* partials;
+
+  static __device__ __forceinline__ A* sums(int pack) {  // of a thread's columns in a pack: one for every `threads`
+    __shared__ A of_threads[packs * L::width * threads];
+    return of_threads + pack * L::width * threads;
+  }
+  __device__ __forceinline__ void start() const {
+    if (L::held && dbias)
+      for (int p = 0; p < packs; ++p)
+        for (int k = 0; k < L::width; ++k) sums(p)[k * threads + threadIdx.x] = A(0);
+  }
+  __device__ __forceinline__ void add(int p, const A (&slope)[L::width]) const {
+    if (L::held && dbias) {
+#pragma unroll
+      for (int k = 0; k < L::width; ++k) sums(p)[k * threads + threadIdx.x] += slope[k];
+    }
+  }
+  __device__ __forceinline__ void publish(int columns) const {
+    if (!L::held || !dbias) return;
+    __syncthreads();
+    for (int c = threadIdx.x; c < columns; c += threads) {
+      const int part = c / L::width, thread = part % L::group;
+      const A* of_groups = sums(part / L::group) + c % L::width * threads + thread;
+      A sum = of_groups[0];
+      for (int g = 1; g < L::side_by_side; ++g) sum += of_groups[g * L::group];
+      partials[(long long)blockIdx.x * columns + c] = sum;
+    }
+  }
+  // By the last block.
+  __device__ __forceinline__ void finish(int columns) const {
+    if (!L::held || !dbias) return;
+    const int V = L::width == 1 ? 1 : Pack<A>::size, groups = columns / V, across = groups < threads ? groups : +threads, down = threads / across;
+    const int x = threadIdx.x % across, y = threadIdx.x / across;
+    for (int first = 0; first < groups; first += across) {
+      const int column = (first + x) * V;
+      A total[V];
+      add_parts(total, partials, reinterpret_cast<A(*)[threads]>(sums(0)), column, columns, int(gridDim.x), across, down, y);
+      if (y == 0 && column < columns) {
+#pragma unroll
+        for (int k = 0; k < V; ++k) dbias[column + k] = narrow<T>(total[k]);
+      }
+    }
+  }
+};
+struct NoBias {
+  static const bool present = false;
+  __device__ __forceinline__ void start() const {}
+  template <typename A, int W> __device__ __forceinline__ void add(int, const A (&)[W]) const {}
+  __device__ __forceinline__ void publish(int) const {}
+  __device__ __forceinline__ void finish(int) const {}
+};
+
 // dlogits: null where nobody will differentiate.
-template <typename L, typename Target>
-__device__ __forceinline__ void cross_entropy(const typename L::T* const (&arrays)[Target::inputs], const Target& target, typename L::T* loss,
+template <typename L, typename Target, typename B>
+__device__ __forceinline__ void cross_entropy(const typename L::T* const (&arrays)[Target::inputs], const Target& target, const B& bias, typename L::T* loss,
                                               typename L::T* dlogits, typename L::A* partials, unsigned int* ticket, long long rows, int columns,
                                               int reduction) {
   typedef typename L::T T;
   typedef typename L::A A;
-  typedef Row<L, Target::inputs> R;
+  typedef Row<L, Target::inputs, B::present> R;
   __shared__ A room[32];
   const bool mean = reduction == MEAN;
-  const long long stride = (long long)gridDim.x * L::side_by_side, group = threadIdx.x / L::group;
-  long long first = (long long)blockIdx.x * L::side_by_side;
+  const int group = threadIdx.x / L::group;
+  long long r = (long long)blockIdx.x * L::side_by_side + group;
 
+  bias.start();
   if (mean) target.announce(rows, columns);
   R row;
-  row.read(arrays, first + group, rows, columns);
-  __shared__ A divisor;  // not in a register: it is needed again at the very end
+  if constexpr (B::present) row.bias = bias.bias;
+  row.read(arrays, r, rows, columns);
+  __shared__ A divisor;  // not in a register: it is needed again at the very end. (Nor is a comparison with thread 0 kept for it.)
   const A found = mean ? target.divisor(rows, columns, room) : A(1), each = A(1) / found;
-  if (threadIdx.x == 0) divisor = found;
+  if (threadIdx.x == L::threads - 1) divisor = found;
   A sum = A(0);
-  while (first < rows) {
-    const long long r = first + group;
+  while (r - group < rows) {  // as long as any group of the block has a row
     const Exponentials<A> e = exponentials(row, room);
     const typename Target::Of of = target.of(r, rows, columns);
     const A log_sum = log(e.sum);
     if (!L::held && Target::one_hot && !dlogits) {  // without another pass over the row
-      if (L::lane() == 0) sum += of.label < 0 ? of.on_label : -times(of.on_label, below(widen<A>(row.from[0][of.label]), e.shift) - log_sum);
+      if (L::lane() == 0) sum += of.label < 0 ? of.on_label : -times(of.on_label, below(row.element(of.label), e.shift) - log_sum);
     } else {
       A shares = of.on_label;
       if constexpr (!Target::one_hot) {
@@ -312,7 +417,7 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
         shares = group_sum<L>(shares, room);
       }
       const A scale = shares / e.sum * each;
-      row.parts([&](int, int c, const A(&x)[L::width][Target::inputs]) {
+      row.parts([&](int p, int c, const A(&x)[L::width][Target::inputs]) {
         A slope[L::width];
 #pragma unroll
         for (int k = 0; k < L::width; ++k) {
@@ -320,6 +425,7 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
           sum -= times(share, shifted - log_sum);
           slope[k] = exp(shifted) * scale - share * each;
         }
+        bias.add(p, slope);
         if (dlogits) store_part(dlogits + r * columns + c, slope);
       });
     }
@@ -328,12 +434,15 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
       if (L::lane() == 0 && r < rows) loss[r] = narrow<T>(sum);
       sum = A(0);
     }
-    first += stride;
-    row.read(arrays, first + group, rows, columns);
+    r += (long long)gridDim.x * L::side_by_side;
+    row.read(arrays, r, rows, columns);
   }
   if (reduction == NONE) return;
+  bias.publish(columns);
   __syncthreads();
-  if (reduce_loss(sum, divisor, loss, partials, ticket, room) && mean) target.finish(divisor);
+  if (!reduce_loss(sum, divisor, loss, partials, ticket, room)) return;
+  bias.finish(columns);
+  if (mean) target.finish(divisor);
 }
 
 // --- Upstream gradients other than one ------------------------------------------------------------------------------

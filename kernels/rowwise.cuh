@@ -16,13 +16,17 @@ template <typename T_, int GROUP, int PACKS, int WIDTH, int THREADS> struct Layo
   static __device__ __forceinline__ int column(int pack) { return (pack * GROUP + lane()) * WIDTH; }
 };
 
-// The same row of INPUTS arrays.
-template <typename L, int INPUTS> struct Row {
+template <typename T, typename A, bool WIDE> struct Wide { typedef T type; };
+template <typename T, typename A> struct Wide<T, A, true> { typedef A type; };
+
+// The same row of INPUTS arrays. BIASED: a bias is added to input 0 as it is read, which has more digits than T.
+template <typename L, int INPUTS, bool BIASED = false> struct Row {
   typedef typename L::T T;
   typedef typename L::A A;
-  const T* from[INPUTS];
+  typedef Part<typename Wide<T, A, BIASED>::type, L::width> Some;
+  const T *from[INPUTS], *bias;
   int columns;
-  Part<T, L::width> at[L::held ? L::packs : 1][INPUTS];
+  Some at[L::held ? L::packs : 1][INPUTS];
 
   // A row that does not exist is one without columns: the group's threads go on with the others of the block.
   __device__ __forceinline__ void read(const T* const (&arrays)[INPUTS], long long row, long long rows, int columns_) {
@@ -45,7 +49,7 @@ template <typename L, int INPUTS> struct Row {
     } else {
 #pragma unroll 1
       for (int c = L::column(0); c < columns; c += L::group * L::width) {
-        Part<T, L::width> some[INPUTS];
+        Some some[INPUTS];
         fetch(c, some);
         hand(0, c, some, f);
       }
@@ -60,12 +64,27 @@ template <typename L, int INPUTS> struct Row {
     });
   }
 
-  __device__ __forceinline__ void fetch(int c, Part<T, L::width> (&some)[INPUTS]) const {
+  // An element of input 0.
+  __device__ __forceinline__ A element(int c) const { return BIASED ? widen<A>(from[0][c]) + widen<A>(bias[c]) : widen<A>(from[0][c]); }
+
+  __device__ __forceinline__ void fetch(int c, Some (&some)[INPUTS]) const {
 #pragma unroll
-    for (int i = 0; i < INPUTS; ++i) some[i] = load_part<L::width>(from[i] + c);
+    for (int i = 0; i < INPUTS; ++i) {
+      const Part<T, L::width> part = load_part<L::width>(from[i] + c);
+      if constexpr (BIASED) {
+#pragma unroll
+        for (int k = 0; k < L::width; ++k) some[i].at[k] = widen<A>(part.at[k]);
+      } else {
+        some[i] = part;
+      }
+    }
+    if constexpr (BIASED) {
+      const Part<T, L::width> part = load_part<L::width>(bias + c);
+#pragma unroll
+      for (int k = 0; k < L::width; ++k) some[0].at[k] += widen<A>(part.at[k]);
+    }
   }
-  template <typename F>
-  static __device__ __forceinline__ void hand(int p, int c, const Part<T, L::width> (&some)[INPUTS], F f) {
+  template <typename F> static __device__ __forceinline__ void hand(int p, int c, const Some (&some)[INPUTS], F f) {
     A values[L::width][INPUTS];
 #pragma unroll
     for (int k = 0; k < L::width; ++k)
@@ -127,8 +146,8 @@ template <typename A> struct Exponentials {
 };
 
 // Of input 0. Long rows are read once: the sum is scaled down whenever a larger element comes.
-template <typename L, int INPUTS, typename A>
-__device__ __forceinline__ Exponentials<A> exponentials(const Row<L, INPUTS>& row, A* room) {
+template <typename L, int INPUTS, bool BIASED, typename A>
+__device__ __forceinline__ Exponentials<A> exponentials(const Row<L, INPUTS, BIASED>& row, A* room) {
   typedef typename L::T T;
   const A lowest = -A(1) / A(0);
   A largest = lowest, sum = A(0), shift;

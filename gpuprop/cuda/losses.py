@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from ..errors import Error
 from ..tape import ONE
+from . import column_sums
 from .rowwise import (
     LONGEST,
     NULL,
     ONE_ROW,
+    SIZES,
     TWO_ROWS,
     Layout,
     arithmetic,
@@ -23,7 +26,7 @@ from .rowwise import (
     or_null,
     row_kernel,
 )
-from .source import FORMATS, INTEGERS, THREADS, Kernel, every_kernel, kernel
+from .source import FORMATS, INTEGERS, RESIDENT, THREADS, Kernel, every_kernel, kernel
 
 if TYPE_CHECKING:
     from .._op import Implementation, Op
@@ -97,6 +100,38 @@ def scaled(gradient: Any, dy: Any, factor: float = 1.0) -> Any:
     return result
 
 
+def bias_gradients(
+    dy: Any,
+    dx: Any,
+    dbias: Any,
+    wanted: tuple[bool, ...],
+    out: tuple = (None, None),
+    accumulate: tuple[bool, ...] = (False, False),
+) -> tuple:
+    """dx and dbias from those for dy = 1, None where each row has a dy: for dy = 1 at hand, else one launch."""
+    if dy is not ONE and wanted[1]:
+        rows = dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1])
+        dbias, scaled_rows = column_sums.scaled_column_sums(rows, dy, out=out[1], accumulate=accumulate[1])
+        dx = scaled_rows.reshape(dx.shape)
+    else:
+        dx = scaled(dx, dy)
+        dbias = _placed(dbias, out[1], accumulate[1])
+    return _placed(dx, out[0], accumulate[0]), dbias
+
+
+def _placed(gradient: Any, place: Any, accumulate: bool) -> Any:
+    """A gradient where it lives, if there is such a place."""
+    import cupy
+
+    if place is None or place is gradient:
+        return gradient
+    if accumulate:
+        place += gradient
+    else:
+        cupy.copyto(place, gradient)  # for equal dtypes a copy of memory, not a kernel
+    return place
+
+
 # --- Cross-entropy of rows ------------------------------------------------------------------------------------------
 
 CHUNKS, OF_CHUNK = (
@@ -107,8 +142,11 @@ LABELS = (
     "const Label* labels, const T* weight, long long ignore_index, A smoothing, unsigned long long* words, int chunks, "
     "int* outside, int* nothing"
 )
-PROBABILITIES = "const T* probabilities, const T* weight, A smoothing"
+PROBABILITIES = "const T* probabilities, const T* weight, A on_label, A everywhere"
 ROWS = "T* loss, T* dlogits, A* partials, unsigned int* ticket, long long rows, int columns, int reduction"
+BIAS = "const T* bias, T* dbias, A* column_partials"
+BIASED_THREADS = 512  # per block: they share the sums of columns
+BIASED_ROWS = 16  # registers per thread for the logits, of the arithmetic type; half as many where there are probabilities as well
 
 
 class CrossEntropy:
@@ -129,8 +167,15 @@ class CrossEntropy:
             every_row_kernel(functools.partial(self._kernel, label, False), ONE_ROW)
         for label in ("int32", "int64", ""):
             every_row_kernel(functools.partial(self._kernel, label, True), TWO_ROWS)
+        for label, smoothed in (("int32", False), ("int64", False), ("int32", True), ("int64", True), ("", True)):
+            make = functools.partial(self._kernel, label, smoothed, biased=True)
+            every_row_kernel(make, BIASED_ROWS if label else BIASED_ROWS // 2, BIASED_THREADS)
         rule = GradientRule(lambda dy, dlogits: scaled(dlogits, dy), ("input",), ("dlogits",), (), takes_unit_seed=True)
-        return Implementation(self.forward, ("dlogits",), [rule])
+        return Implementation(self.forward, ("dlogits",), [rule], binder=self)
+
+    def with_bias(self, input: Any, bias: Any, *others: Any, keep: bool, **options: Any) -> Any:
+        """The loss of input + bias, and the gradients of both for dy = 1."""
+        return self.forward(input, *others, bias=bias, keep=keep, **options)
 
     def forward(
         self,
@@ -138,6 +183,7 @@ class CrossEntropy:
         target: Any,
         weight: Any = None,
         *,
+        bias: Any = None,
         keep: bool,
         ignore_index: int,
         reduction: str,
@@ -149,7 +195,7 @@ class CrossEntropy:
         from . import launch
 
         by_label = getattr(target, "dtype", np.dtype(bool)).kind in "iu"
-        of_one_dtype = [a for a in (input, None if by_label else target, weight) if a is not None]
+        of_one_dtype = [a for a in (input, None if by_label else target, weight, bias) if a is not None]
         if (
             input.ndim not in (1, 2)
             or not all(isinstance(a, cupy.ndarray) for a in (target, *of_one_dtype))
@@ -164,8 +210,14 @@ class CrossEntropy:
             return NotImplemented
         dtype, columns = input.dtype, input.shape[-1]
         rows, number = input.size // columns, arithmetic(dtype).type
-        layout = layout_for(columns, dtype.name, ONE_ROW if by_label and not label_smoothing else TWO_ROWS)
-        blocks = blocks_for(rows, layout, _most_blocks(layout.threads))
+        if bias is None:
+            layout = layout_for(columns, dtype.name, ONE_ROW if by_label and not label_smoothing else TWO_ROWS)
+            blocks = blocks_for(rows, layout, _most_blocks(layout.threads))
+        else:
+            layout = layout_for(columns, dtype.name, BIASED_ROWS if by_label else BIASED_ROWS // 2, BIASED_THREADS)
+            processors = launch.multiprocessors()
+            enough = max(processors // 2, rows * dtype.itemsize // column_sums.PARTIAL)
+            blocks = blocks_for(rows, layout, min(RESIDENT // layout.threads * processors, enough))
         input, weight = launch.packed(input), weight if weight is None else launch.packed(weight)
         if by_label:
             if target.dtype.itemsize < 4 or target.dtype.kind == "u":
@@ -177,12 +229,17 @@ class CrossEntropy:
             about: tuple = (np.int64(ignore_index), number(label_smoothing), words, np.int32(chunks), *flags)
         else:
             counters = launch.tickets(1)
-            about = (number(label_smoothing),)
+            about = number(1 - label_smoothing), number(label_smoothing / columns)
         loss = cupy.empty(input.shape[:-1] if reduction == "none" else (), dtype)
         dlogits = cupy.empty(input.shape, dtype) if keep else None
+        dbias = cupy.empty(columns, dtype) if keep and bias is not None and reduction != "none" else None
+        to_bias: tuple = ()
+        if bias is not None:
+            own = None if dbias is None or not layout.packs else cupy.empty((blocks, columns), arithmetic(dtype))
+            to_bias = launch.packed(bias), NULL if own is None else dbias, or_null(own)
         if rows or reduction != "none":
             label = target.dtype.name if by_label else ""
-            self._kernel(label, label_smoothing > 0, dtype.name, layout)(
+            self._kernel(label, label_smoothing > 0, dtype.name, layout, bias is not None)(
                 (blocks,),
                 (layout.threads,),
                 (
@@ -194,13 +251,20 @@ class CrossEntropy:
                         np.int32(columns),
                         np.int32(REDUCTIONS[reduction]),
                     ),
+                    *to_bias,
                 ),
             )
-        return (loss, dlogits) if keep else (loss,)
+        if bias is None:
+            return (loss, dlogits) if keep else (loss,)
+        if (
+            dlogits is not None and dbias is not None and not layout.packs
+        ):  # the sums of so many columns are no thread's to hold
+            column_sums.column_sums(dlogits.reshape(rows, columns), out=dbias)
+        return (loss, dlogits, dbias) if keep else (loss,)
 
     @staticmethod
     @functools.cache
-    def _kernel(label: str, smoothed: bool, dtype: str, layout: Layout) -> Kernel:
+    def _kernel(label: str, smoothed: bool, dtype: str, layout: Layout, biased: bool = False) -> Kernel:
         """label: the labels' dtype, or "" for probabilities, which may always be smoothed."""
         if label:
             more = "_smoothed" if smoothed else ""
@@ -208,13 +272,21 @@ class CrossEntropy:
             arrays, target = "{logits}", "{labels, weight, ignore_index, smoothing, words, chunks, outside, nothing}"
         else:
             label, more, types = "probabilities", "", "typedef Probabilities<L> Target;"
-            arrays, target = "{logits, probabilities}", "{weight, smoothing}"
-        body = f"cross_entropy<L, Target>({arrays}, Target{target}, loss, dlogits, partials, ticket, rows, columns, reduction);"
+            arrays, target = "{logits, probabilities}", "{weight, on_label, everywhere}"
+        bias = "Bias<L>{bias, dbias, column_partials}" if biased else "NoBias()"
+        body = f"cross_entropy<L, Target>({arrays}, Target{target}, {bias}, loss, dlogits, partials, ticket, rows, columns, reduction);"
         parameters = f"const T* logits, {PROBABILITIES if label == 'probabilities' else LABELS}, {ROWS}"
+        if biased:
+            more, parameters = f"{more}_biased", f"{parameters}, {BIAS}"
         return row_kernel("losses.cu", f"cross_entropy_{label}{more}", parameters, body, dtype, layout, types)
 
 
 # --- Losses of elements ---------------------------------------------------------------------------------------------
+
+BIASED_ELEMENTS = (
+    "const T* x, const T* target, const T* bias, T* loss, T* dx, T* dbias, A* partials, unsigned int* ticket, "
+    "A* column_partials, unsigned int* tickets, I rows, I columns"
+)
 
 
 class ElementLoss:
@@ -246,7 +318,10 @@ class ElementLoss:
         self.order = tuple(op.inputs.index(name) for name in self.inputs)
         self.members = {name: type(value) for name, value in op.defaults.items() if name != "reduction"}
         every_kernel(lambda: (self._kernel(dtype, index) for dtype in FORMATS for index in INDEX_TYPES))
-        made = Implementation(self.forward, tuple(f"d{name}" for name in self.slopes))
+        if len(self.slopes) == 1:
+            every_kernel(lambda: self._biased_kernels(packs=True))
+            every_kernel(lambda: self._biased_kernels(packs=False), streaming=False)
+        made = Implementation(self.forward, tuple(f"d{name}" for name in self.slopes), binder=self)
         for name, residual, factor in [
             *((name, f"d{name}", 1.0) for name in self.slopes),
             *((name, f"d{self.slopes[0]}", -1.0) for name in self.negated),
@@ -257,7 +332,49 @@ class ElementLoss:
             )
         return made
 
-    def forward(self, *arrays: Any, keep: bool, reduction: str, **options: Any) -> Any:
+    def with_bias(self, input: Any, bias: Any, target: Any, *others: Any, keep: bool, **options: Any) -> Any:
+        """The loss of input + bias, and the gradients of both for dy = 1: in one launch where there is nothing but a target."""
+        import cupy
+
+        from . import launch
+
+        if (
+            len(self.slopes) > 1
+            or not bias.size
+            or not isinstance(target, cupy.ndarray)
+            or not launch.takes(input, bias, target)
+            or not self._takes(input, target, **options)
+        ):
+            return NotImplemented
+        reduced = keep and options["reduction"] != "none"
+        if any(other is not None for other in others):
+            made = self.forward(input + bias, target, *others, keep=keep, **options)
+            if made is NotImplemented or not keep:
+                return made
+            return *made, column_sums.column_sums(made[1].reshape(-1, bias.size)) if reduced else None
+        dtype, n, columns = input.dtype, input.size, bias.size
+        loss, dx = self._results(input, keep, options)
+        dbias = cupy.empty(bias.shape, dtype) if reduced else None
+        if n or options["reduction"] != "none":
+            rows, taken = n // columns, column_sums.columns_at_once(columns, dtype.itemsize)
+            blocks = column_sums.grid(rows, columns, dtype.itemsize)
+            tickets = launch.tickets(blocks[0] + 1)
+            function = self._biased_kernel(dtype.name, launch.index_type(n), taken)
+            arrays = (
+                launch.packed(input),
+                launch.packed(target),
+                launch.packed(bias),
+                loss,
+                or_null(dx),
+                or_null(dbias),
+            )
+            of_loss = _partials(math.prod(blocks), dtype), np.uintp(tickets.data.ptr + 4 * blocks[0])
+            of_columns = cupy.empty((blocks[1], columns), arithmetic(dtype)), tickets
+            sizes = launch.index(rows, n), launch.index(columns, n)
+            function(blocks, (THREADS,), (*arrays, *of_loss, *of_columns, *sizes, *self._numbers(input, options)))
+        return (loss, dx, dbias) if keep else (loss,)
+
+    def forward(self, *arrays: Any, keep: bool, **options: Any) -> Any:
         """The loss, and its gradients for dy = 1."""
         import cupy
 
@@ -268,33 +385,47 @@ class ElementLoss:
         if (
             not all(isinstance(a, cupy.ndarray) for a in given)
             or not launch.takes(*given)
-            or target.shape != x.shape
-            or reduction not in REDUCTIONS
-            or (reduction == "mean" and not x.size)
-            or not self.allowed(**options)
+            or not self._takes(x, target, **options)
         ):
             return NotImplemented
         dtype, n = x.dtype, x.size
         operands: list[Any] = []
         for i in self.order:
-            operand = _operand(x.shape, arrays[i] if i < 2 or arrays[i] is None else self.aligned(x.shape, arrays[i]))
+            array = arrays[i] if i < len(arrays) else None
+            operand = _operand(x.shape, array if i < 2 or array is None else self.aligned(x.shape, array))
             if operand is NotImplemented:
                 return NotImplemented
-            operands += [or_null(operand), launch.index(n).dtype.type(1 if operand is None else operand.size)]
-        loss = cupy.empty(x.shape if reduction == "none" else (), dtype)
-        gradients = [cupy.empty(x.shape, dtype) if keep else None for _ in self.slopes]
-        if n or reduction != "none":
-            number = arithmetic(dtype).type
+            operands += [or_null(operand), launch.index(1 if operand is None else operand.size, n)]
+        loss, *gradients = self._results(x, keep, options)
+        if n or options["reduction"] != "none":
             blocks = min(launch.blocks_for(n, dtype.itemsize), _most_blocks(THREADS))
-            members: list[Any] = [
-                (np.bool_ if kind is bool else number)(options[name]) for name, kind in self.members.items()
-            ]
-            members += [] if self.reports is None else [_raises(*self.reports)]
-            results = (loss, *map(or_null, gradients), _partials(blocks, dtype), launch.tickets(1))
-            numbers = (launch.index(n), number(n if reduction == "mean" else 1), np.int32(REDUCTIONS[reduction]))
+            places = (loss, *map(or_null, gradients), _partials(blocks, dtype), launch.tickets(1), launch.index(n))
             function = self._kernel(dtype.name, launch.index_type(n))
-            function((blocks,), (THREADS,), (*operands, *results, *numbers, *members))
+            function((blocks,), (THREADS,), (*operands, *places, *self._numbers(x, options)))
         return (loss, *gradients) if keep else (loss,)
+
+    def _takes(self, x: Any, target: Any, *, reduction: str, **options: Any) -> bool:
+        """Whether the kernels are made for these shapes and options."""
+        return (
+            target.shape == x.shape
+            and reduction in REDUCTIONS
+            and (reduction != "mean" or x.size > 0)
+            and self.allowed(**options)
+        )
+
+    def _results(self, x: Any, keep: bool, options: dict[str, Any]) -> list[Any]:
+        """Places for the loss and its gradients."""
+        import cupy
+
+        loss = cupy.empty(x.shape if options["reduction"] == "none" else (), x.dtype)
+        return [loss, *(cupy.empty(x.shape, x.dtype) if keep else None for _ in self.slopes)]
+
+    def _numbers(self, x: Any, options: dict[str, Any]) -> list[Any]:
+        """A kernel's last arguments: what a mean divides by, the reduction, and the functor's members."""
+        number, reduction = arithmetic(x.dtype).type, options["reduction"]
+        members = [(np.bool_ if kind is bool else number)(options[name]) for name, kind in self.members.items()]
+        reports = [] if self.reports is None else [_raises(*self.reports)]
+        return [number(x.size if reduction == "mean" else 1), np.int32(REDUCTIONS[reduction]), *members, *reports]
 
     @staticmethod
     def backward(factor: float, dy: Any, gradient: Any, shape: tuple[int, ...]) -> Any:
@@ -303,29 +434,43 @@ class ElementLoss:
         # One value per row, which is aligned with the first axes; what is aligned with the last ones the walk adds up.
         return result.sum(axis=-1) if shape and len(shape) == result.ndim - 1 else result
 
-    @functools.cache  # noqa: B019  (binders live as long as ops)
+    def _biased_kernels(self, *, packs: bool) -> Iterator[Kernel]:
+        for dtype, size in SIZES.items():
+            for index in INDEX_TYPES:
+                yield self._biased_kernel(dtype, index, 16 // size if packs else 1)
+
     def _kernel(self, dtype: str, index: str) -> Kernel:
+        gradients = ", ".join(f"d{name}" for name in self.slopes)
+        parameters = [
+            *(f"const T* {name}, I {name}_period" for name in self.inputs),
+            "T* loss",
+            *(f"T* d{name}" for name in self.slopes),
+            "A* partials, unsigned int* ticket, I n",
+        ]
+        operands = ", ".join(f"{{{name}, {name}_period}}" for name in self.inputs)
+        arguments = f"{{{operands}}}, loss, {{{gradients}}}, partials, ticket, n"
+        return self._made("element_loss", (), dtype, index, ", ".join(parameters), arguments)
+
+    def _biased_kernel(self, dtype: str, index: str, taken: int) -> Kernel:
+        arguments = ", ".join(parameter.split()[-1] for parameter in BIASED_ELEMENTS.split(", "))
+        return self._made("biased_element_loss", (str(taken),), dtype, index, BIASED_ELEMENTS, arguments)
+
+    @functools.cache  # noqa: B019  (binders live as long as ops)
+    def _made(
+        self, loop: str, more: tuple[str, ...], dtype: str, index: str, parameters: str, arguments: str
+    ) -> Kernel:
+        """The kernel that runs a loop of losses.cu with the functor. more: what else the template depends on."""
         computing = arithmetic_name(dtype)
         functor = f"{self.functor}<A>" if self.members else self.functor
         types = f"typedef {FORMATS[dtype][0]} T;\ntypedef {computing} A;\ntypedef {index} I;\ntypedef {functor} F;"
         members = {name: "bool" if kind is bool else "A" for name, kind in self.members.items()}
         if self.reports is not None:
             members["report"] = "int*"
-        parameters = [
-            *(f"const T* {name}, I {name}_period" for name in self.inputs),
-            "T* loss",
-            *(f"T* d{name}" for name in self.slopes),
-            "A* partials, unsigned int* ticket, I n, A divisor, int reduction",
-            *(f"{kind} {name}" for name, kind in members.items()),
-        ]
-        operands = ", ".join(f"{{{name}, {name}_period}}" for name in self.inputs)
-        gradients = ", ".join(f"d{name}" for name in self.slopes)
-        body = (
-            f"element_loss<F, T, I, A>({{{operands}}}, loss, {{{gradients}}}, partials, ticket, n, divisor, reduction, "
-            f"F{{{', '.join(members)}}});"
-        )
-        name = f"{self.functor}_{dtype}_{index}".replace(" ", "_").lower()
-        return kernel("losses.cu", name, ", ".join(parameters), body, (dtype,), THREADS, types)
+        last = ["A divisor, int reduction", *(f"{kind} {name}" for name, kind in members.items())]
+        template = ", ".join(["F", "T", "I", "A", *more])
+        body = f"{loop}<{template}>({arguments}, divisor, reduction, F{{{', '.join(members)}}});"
+        name = "_".join([self.functor, *(["biased"] if more else []), dtype, index, *more]).replace(" ", "_").lower()
+        return kernel("losses.cu", name, ", ".join([parameters, *last]), body, (dtype,), THREADS, types)
 
 
 def _operand(shape: tuple[int, ...], array: Any) -> Any:

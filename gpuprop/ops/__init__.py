@@ -3,6 +3,7 @@
 from . import (
     activations,
     arithmetic,
+    biased,
     blockwise,
     comparisons,
     elementary,

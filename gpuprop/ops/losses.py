@@ -302,6 +302,7 @@ def _classified(draw: Draw):
             draw.normal(3, 5), np.array([4, -100, 2]), draw.positive(5), reduction=reduction, label_smoothing=0.2
         )
         yield Sample(draw.normal(3, 5), draw.probabilities(3, 5), draw.positive(5), reduction=reduction)
+    yield Sample(draw.normal(3, 5), np.array([4, -100, 2]), label_smoothing=0.1)
     yield Sample(draw.normal(5), draw.probabilities(5), label_smoothing=0.1)
     yield Sample(draw.normal(2, 3, 4), draw.probabilities(2, 3, 4), label_smoothing=0.1)
 
