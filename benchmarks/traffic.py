@@ -6,6 +6,7 @@ Small arrays that many rows share (a bias, 4 KiB) are read again and again; of w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -122,6 +123,21 @@ def column_cases(x: Any, dy: Any, weight: Any, bias: Any) -> Iterator[Case]:
     )
 
 
+def biased_loss_cases(op: Any, x: Any, bias: Any, targets: Sequence[Any]) -> Iterator[Case]:
+    """A loss of x + bias with all gradients for dy = 1, and what scales them."""
+    from gpuprop.cuda.losses import bias_gradients
+
+    made, dy = op.cuda.implementation.binder, x.dtype.type(2) * x[0, :1].reshape(())
+
+    def forward() -> list:
+        return list(made.with_bias(x, bias, *targets, keep=True, **op.defaults))
+
+    yield Case(f"{op.name} with a bias, {x.dtype}, forward", forward, [x, bias, *targets], [bias])
+    _, dx, dbias = forward()
+    scaled = functools.partial(bias_gradients, dy, dx, dbias, (True, True))
+    yield Case(f"{op.name} with a bias, {x.dtype}, backward", scaled, [dx, dy])
+
+
 def optimizer_cases(count: int) -> Iterator[Case]:
     """A step of each optimizer over parameters of which nothing but the sizes matters."""
     import gpuprop as gp
@@ -182,6 +198,13 @@ def cases() -> Iterator[Case]:
     ]:
         options = {"axis": -1} if name == "logsumexp" else {}
         yield from op_cases(REGISTRY[name], inputs, shared, **options)
+    for dtype in (cupy.float32, cupy.float16):
+        row, column = x.astype(dtype), bias.astype(dtype)
+        yield from biased_loss_cases(REGISTRY["cross_entropy"], row, column, [labels])
+        yield from biased_loss_cases(REGISTRY["mse_loss"], row, column, [other.astype(dtype)])
+        yield from biased_loss_cases(
+            REGISTRY["binary_cross_entropy_with_logits"], row, column, [positive.astype(dtype)]
+        )
     yield from op_cases(REGISTRY["sum"], [x], [], axis=0)
     yield from op_cases(REGISTRY["sum"], [x.astype(cupy.float16)], [], axis=0)
     yield from column_cases(x, other, scale, bias)

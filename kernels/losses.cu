@@ -205,7 +205,8 @@ template <typename Scalar> struct GaussianNll {  // input, variance, target
 
 // --- Cross-entropy of rows of logits --------------------------------------------------------------------------------
 // A row's loss is -sum_c share_c log p_c, its slope p_c sum(shares) - share_c. Targets say the shares:
-//   Of of(row, rows, columns, lane)       A Of::share(column, values)
+//   void read(row, rows, turn)            called before the exponentials of a row are summed, by turns 0 and 1
+//   Of of(row, rows, columns, turn)       A Of::share(column, values)
 //   static const bool one_hot: sum(shares) is known without adding them up, and a single class has a loss
 //   A divisor(...)                        what a mean divides by
 
@@ -243,9 +244,19 @@ template <typename L, typename Label, bool SMOOTHED> struct Labels {
       return (column == label ? on_label : A(0)) + (weight ? widen<A>(weight[column]) : A(1)) * everywhere;
     }
   };
-  __device__ __forceinline__ Of of(long long row, long long rows, int columns) const {
+  // Where several warps share a row, one thread reads its label, into one of two places by turns: between a read and the next write to the
+  // same place all pass a barrier, that of the other turn's sums.
+  static const bool handed = L::group > 32;
+  static __device__ __forceinline__ Label& place(int turn) {
+    __shared__ Label places[2][L::side_by_side];
+    return places[turn][threadIdx.x / L::group];
+  }
+  __device__ __forceinline__ void read(long long row, long long rows, int turn) const {
+    if (handed && L::lane() == 0 && row < rows) place(turn) = labels[row];
+  }
+  __device__ __forceinline__ Of of(long long row, long long rows, int columns, int turn) const {
     if (row >= rows) return {weight, -1, A(0), A(0)};
-    const long long label = labels[row];
+    const long long label = handed ? place(turn) : labels[row];
     if (label == ignore_index) return {weight, -1, A(0), A(0)};
     if (label < 0 || label >= columns) {
       if (L::lane() == 0) atomicOr(outside, 1);
@@ -313,7 +324,8 @@ template <typename L> struct Probabilities {
       return (weight ? widen<A>(weight[column]) : A(1)) * (values[1] * on_label + everywhere);
     }
   };
-  __device__ __forceinline__ Of of(long long, long long, int) const { return {weight, -1, on_label, everywhere}; }
+  __device__ __forceinline__ void read(long long, long long, int) const {}
+  __device__ __forceinline__ Of of(long long, long long, int, int) const { return {weight, -1, on_label, everywhere}; }
   __device__ __forceinline__ void announce(long long, int) const {}
   __device__ __forceinline__ A divisor(long long rows, int, A*) const { return A(rows); }
   __device__ __forceinline__ void finish(A) const {}
@@ -403,9 +415,12 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
   const A found = mean ? target.divisor(rows, columns, room) : A(1), each = A(1) / found;
   if (threadIdx.x == L::threads - 1) divisor = found;
   A sum = A(0);
+  int turn = 0;
   while (r - group < rows) {  // as long as any group of the block has a row
+    target.read(r, rows, turn);
     const Exponentials<A> e = exponentials(row, room);
-    const typename Target::Of of = target.of(r, rows, columns);
+    const typename Target::Of of = target.of(r, rows, columns, turn);
+    turn ^= 1;
     const A log_sum = log(e.sum);
     if (!L::held && Target::one_hot && !dlogits) {  // without another pass over the row
       if (L::lane() == 0) sum += of.label < 0 ? of.on_label : -times(of.on_label, below(row.element(of.label), e.shift) - log_sum);

@@ -527,6 +527,13 @@ def _(dy, x, *, out=None, accumulate=False):
     return weight_gradient(dy, x, out, accumulate)
 
 
+@linear.cuda.grad("bias")
+def _(dy, *, out=None, accumulate=False):
+    from ..cuda.column_sums import column_sums
+
+    return column_sums(dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1]), out=out, accumulate=accumulate)
+
+
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: bool) -> np.ndarray:
     """a @ b, written to `out` or added to it. (np.dot starts 0.3 us sooner than np.matmul.)"""
     if accumulate and out is not None:
