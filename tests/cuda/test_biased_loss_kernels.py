@@ -81,8 +81,8 @@ def assert_agrees(*inputs, loss, terms=0.0, **options):
 @every_dtype
 @pytest.mark.parametrize("classes", [2, 3, 10, 33, 96, 512, 1000, 1024, 1025, 4096, 5000, 9000])
 def test_cross_entropy(dtype, classes):
-    for rows, reduction in [(1, "mean"), (3, "none"), (33, "sum"), (200, "mean")]:
-        if rows * classes <= 400_000:
+    for rows, reduction in [(1, "mean"), (3, "none"), (33, "sum"), (70, "mean")]:
+        if rows * classes <= 80_000:
             x, bias = draw(rows, classes, dtype=dtype) * np.array(3, dtype), draw(classes, dtype=dtype)
             assert_agrees(x, bias, labels_for(rows, classes), loss="cross_entropy", reduction=reduction)
 
