@@ -131,6 +131,8 @@ def recorder_for(inputs: Sequence[Tensor]) -> StateRecorder:
     backend = BACKENDS[type(inputs[0]._data)] if inputs else backend_for(default_device())
     if backend.name == "cpu":
         return CpuRecorder(inputs)
+    if backend.name != "cuda":
+        raise CaptureError(f"capture: expected arrays on a CPU or a GPU, got {backend.name}; call `.eager(...)`")
     from .cuda.graph import GraphRecorder
 
     return GraphRecorder(inputs)

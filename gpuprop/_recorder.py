@@ -329,6 +329,7 @@ class CpuRecorder(StateRecorder):
     def updates(self, optimizer: Any, work: Any, step: Callable[[], None]) -> None:
         self.heard.append(f"step of {type(optimizer).__name__}")
         self.meets(optimizer)
+        self.guards.append(lambda: optimizer._work is work)  # nobody has loaded other moments, or changed the groups
         self.acts(type(optimizer).__name__, step, *optimizer.arrays(work))
 
     def output(self, result: Any) -> Any:

@@ -150,6 +150,9 @@ def train(
     ] = None,
     seed: Annotated[str | None, _given(_R, "N", "Decides every random number.", Options.seed)] = None,
     device: Annotated[str | None, _given(_R, "NAME", "cpu, cuda, cuda:1, ...", "cuda, or else cpu")] = None,
+    capture: Annotated[
+        str | None, _choice(_R, "Record a step once and repeat it without its Python", "capture")
+    ] = None,
     out: Annotated[str | None, _given(_R, "FOLDER", "New folder for the results.", "runs/<data>-<number>")] = None,
     config: Annotated[
         str | None, _given(_R, "FILE", "TOML file with these options as keys, and `data`; the command line wins.")
@@ -261,7 +264,10 @@ def _run(job: Job, folder: RunFolder) -> None:
     typer.echo(
         f"test     {result}, loss {summary['test_loss']:.4f}; {summary['epochs']} epochs in "
         f"{summary['seconds']:.1f} s, {summary['samples_per_second']:,.0f} samples/s"
+        f"{', captured steps' if summary['captured'] else ''}"
     )
+    if not summary["captured"] and job.options.capture == "on":
+        typer.echo(f"note     steps were not captured: {job.trainer.capture_refusal}")
     files = ", ".join(path.name for path in (folder.model, folder.summary, folder.curves))
     typer.echo(f"written  {folder.path}{os.sep}: {files}")
 

@@ -181,6 +181,7 @@ def finish(job: Job, folder: RunFolder, callbacks: Iterable[Callback] = ()) -> d
         "seconds": trainer.seconds,
         "samples_per_second": trainer.samples / trainer.step_seconds,
         "device": str(job.device),
+        "captured": trainer.capture_refusal is None,
         "seed": job.options.seed,
         "task": job.preprocessing.task,
         "parameters": job.parameters,
@@ -257,6 +258,7 @@ def _trainer(model: Module, options: Options, preprocessing: Preprocessing, step
         scheduler=schedule.make(optimizer, options, options.epochs * steps),
         schedule_every=schedule.every,
         generator=default_generator(next(model.parameters()).device),
+        capture=options.capture == "on",
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from .._tensor import Tensor
+from .._tensor import Tensor, zeros_like
 from ..errors import ShapeError
 
 
@@ -48,33 +49,31 @@ class RegressionFit:
         return {"r2": r2, "rmse": self.scale * math.sqrt(squared_errors / count)}
 
 
+def measure(metrics: Sequence[Metric], loss: Tensor, outputs: Tensor, targets: Tensor) -> list[Any]:
+    """What `Totals` add up of a batch, of its mean loss (0-d), its outputs and its targets: one list for it and for each metric."""
+    return [[loss * len(outputs)], *(list(metric.sums(outputs, targets)) for metric in metrics)]
+
+
 class Totals:
     """The loss and the metrics of one pass over the data. Adding stays on the device; only `read` waits for it."""
 
     def __init__(self, metrics: tuple[Metric, ...]):
         self.metrics = metrics
         self.count = 0
-        self._loss: Tensor | None = None
-        self._sums: list[tuple[Tensor, ...]] = []
+        self._sums: list[list[Tensor]] = []  # of the losses, then those of each metric
 
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Counts a batch: its mean loss (0-d), its outputs and its targets; under `no_grad`."""
-        loss = loss * len(outputs)
-        sums = [metric.sums(outputs, targets) for metric in self.metrics]
-        if self._loss is None:
-            self._loss, self._sums = loss, sums
-        else:
-            self._loss = self._loss + loss
-            self._sums = [
-                tuple(a + b for a, b in zip(old, new, strict=True)) for old, new in zip(self._sums, sums, strict=True)
-            ]
-        self.count += len(outputs)
+    def add(self, sums: list[list[Tensor]], count: int) -> None:
+        """Counts what `measure` returned for a batch of `count` samples; under `no_grad`."""
+        before = self._sums or [[zeros_like(part) for part in parts] for parts in sums]
+        self._sums = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(before, sums, strict=True)]
+        self.count += count
 
     def read(self) -> dict[str, float]:
         """The mean loss and every metric's figures."""
-        if self._loss is None:
+        if not self._sums:
             raise ShapeError("Totals: expected at least one batch, got none")
-        figures = {"loss": self._loss.item() / self.count}
-        for metric, sums in zip(self.metrics, self._sums, strict=True):
-            figures |= metric.result([float(part.item()) for part in sums], self.count)
+        (loss,), *sums = [[float(part.item()) for part in parts] for parts in self._sums]
+        figures = {"loss": loss / self.count}
+        for metric, totals in zip(self.metrics, sums, strict=True):
+            figures |= metric.result(totals, self.count)
         return figures

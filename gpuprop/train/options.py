@@ -82,6 +82,7 @@ class Options:
     patience: int | None = None
     seed: int = 0
     device: str | None = None
+    capture: str = "on"
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +130,7 @@ CHOICES = {
     "norm": NORMS,
     "optimizer": tuple(OPTIMIZERS),
     "schedule": tuple(SCHEDULES),
+    "capture": ("on", "off"),
 }
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {

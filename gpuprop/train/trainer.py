@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import _capture
 from .._tensor import Tensor
-from ..errors import DivergenceError, OptionError
+from ..errors import CaptureError, DivergenceError, OptionError
 from ..optim.lr_scheduler import ReduceLROnPlateau
 from ..tape import no_grad
-from .metrics import Metric, Totals
+from .metrics import Metric, Totals, measure
 
 Row = dict[str, Any]  # what is known of one epoch: "epoch", "train_loss", "validation_loss", "lr", "seconds", ...
 
@@ -45,6 +46,8 @@ class Trainer:
     scheduler: one of gp.optim.lr_scheduler; schedule_every: "step" or "epoch"; one that takes the validation loss
     (`ReduceLROnPlateau`) is given it.
     generator: the random generator that the run draws from; its state is saved with the trainer.
+    capture: repeats steps without their Python (`gp.capture`); where a model cannot be captured, its steps run as usual, and
+    `capture_refusal` says why.
     Raises: OptionError for another schedule_every.
     """
 
@@ -59,6 +62,7 @@ class Trainer:
         scheduler: Any = None,
         schedule_every: str = "epoch",
         generator: Any = None,
+        capture: bool = True,
     ):
         if schedule_every not in ("step", "epoch"):
             raise OptionError(f"Trainer: expected schedule_every 'step' or 'epoch', got {schedule_every!r}")
@@ -76,6 +80,9 @@ class Trainer:
         self.step_seconds = 0.0  # spent in their steps
         self.finished = False  # no further epoch is wanted
         self._interrupted = False
+        self.capture_refusal: str | None = None if capture else "not wanted"
+        self._step = _capture.capture(self._measured_step)
+        self._evaluation = _capture.capture(self._measured_evaluation)
 
     def fit(self, train: Any, validation: Any = None, *, epochs: int) -> bool:
         """Trains until `epochs` epochs are done in all, counting those before a resumption.
@@ -118,8 +125,7 @@ class Trainer:
         totals = Totals(self.metrics)
         with no_grad():
             for inputs, targets in data:
-                outputs = self.model(inputs)
-                totals.add(self.loss(outputs, targets), outputs, targets)
+                totals.add(self._captured(self._evaluation, inputs, targets), len(targets))
         return totals.read()
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,6 +157,26 @@ class Trainer:
         for name in ("epoch", "finished", "samples", "seconds", "step_seconds"):
             setattr(self, name, state[name])
 
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def _measured_step(self, inputs: Tensor, targets: Tensor) -> list[Any]:
+        loss, outputs = self.step(inputs, targets)
+        with no_grad():
+            return measure(self.metrics, loss, outputs, targets)
+
+    def _measured_evaluation(self, inputs: Tensor, targets: Tensor) -> list[Any]:
+        outputs = self.model(inputs)
+        return measure(self.metrics, self.loss(outputs, targets), outputs, targets)
+
+    def _captured(self, function: Any, inputs: Tensor, targets: Tensor) -> list[Any]:
+        """Calls a captured function, or for good the function itself once it was refused."""
+        if self.capture_refusal is None:
+            try:
+                return function(inputs, targets)
+            except CaptureError as refusal:  # which has changed nothing
+                self.capture_refusal = str(refusal)
+        return function.eager(inputs, targets)
+
     # --- one epoch ----------------------------------------------------------------------------------------------
 
     def _run_epoch(self, train: Any, validation: Any) -> Row:
@@ -179,9 +205,9 @@ class Trainer:
         self.model.train()
         totals = Totals(self.metrics)
         for inputs, targets in data:
-            loss, outputs = self.step(inputs, targets)
+            sums = self._captured(self._step, inputs, targets)
             with no_grad():
-                totals.add(loss, outputs, targets)
+                totals.add(sums, len(targets))
             if self.scheduler is not None and self.schedule_every == "step":
                 self.scheduler.step()
             for callback in self.callbacks:

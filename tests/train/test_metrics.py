@@ -5,7 +5,7 @@ import pytest
 
 import gpuprop as gp
 from gpuprop.errors import ShapeError
-from gpuprop.train.metrics import Accuracy, RegressionFit, Totals
+from gpuprop.train.metrics import Accuracy, RegressionFit, Totals, measure
 
 
 def batches(device, *arrays):
@@ -16,9 +16,10 @@ def batches(device, *arrays):
 def test_accuracy_and_loss(device):
     rng = np.random.default_rng(0)
     logits, labels, losses = rng.standard_normal((11, 3)), rng.integers(0, 3, 11), rng.standard_normal(11)
-    totals = Totals((Accuracy(),))
+    metrics = (Accuracy(),)
+    totals = Totals(metrics)
     for outputs, targets, loss in batches(device, logits, labels, losses):
-        totals.add(loss.mean(), outputs, targets)
+        totals.add(measure(metrics, loss.mean(), outputs, targets), len(targets))
     assert totals.read() == {
         "loss": pytest.approx(losses.mean()),
         "accuracy": pytest.approx((logits.argmax(1) == labels).mean()),
@@ -29,9 +30,10 @@ def test_regression(device):
     rng = np.random.default_rng(0)
     targets = rng.standard_normal((11, 1)) + 2
     outputs = targets + 0.1 * rng.standard_normal((11, 1))
-    totals = Totals((RegressionFit(scale=50.0),))
+    metrics = (RegressionFit(scale=50.0),)
+    totals = Totals(metrics)
     for y, t in batches(device, outputs, targets):
-        totals.add(((y - t) ** 2).mean(), y, t)
+        totals.add(measure(metrics, ((y - t) ** 2).mean(), y, t), len(t))
     errors = outputs - targets
     assert totals.read() == {
         "loss": pytest.approx((errors**2).mean()),

@@ -158,3 +158,35 @@ def test_nothing_is_read_before_the_epoch_is_over(monkeypatch):
     assert (totals.count, read) == (80, [])
     assert set(totals.read()) == {"loss", "accuracy"}
     assert read == [(), ()]
+
+
+def test_captured_steps_are_those_of_the_model():
+    def trained(capture):
+        trainer = made("cpu")
+        trainer.capture_refusal = None if capture else "not wanted"
+        train, validation = loaders("cpu")
+        trainer.fit(train, validation, epochs=3)
+        assert (trainer.capture_refusal is None) is capture
+        return b"".join(t.numpy().tobytes() for t in trainer.model.state_dict().values())
+
+    assert trained(True) == trained(False)
+
+
+def test_a_model_that_cannot_be_captured_is_trained_all_the_same():
+    class Reading(gp.nn.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def forward(self, x):
+            y = self.inner(x)
+            return y * 2.0 if float(y.sum()) > 1e9 else y
+
+    def trained(wrap):
+        trainer = made("cpu")
+        trainer.model = wrap(trainer.model)
+        trainer.fit(*loaders("cpu"), epochs=2)
+        return trainer, b"".join(t.numpy().tobytes() for t in trainer.model.state_dict().values())
+
+    trainer, weights = trained(Reading)
+    assert "a read of a value on the host" in trainer.capture_refusal
+    assert weights == trained(lambda model: model)[1]
