@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._matmul import get_float32_matmul_precision
+from . import _matmul
 from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder
 from ._tensor import Tensor, get_default_dtype
 from ._tree import flatten
@@ -54,9 +54,7 @@ class Captured:
         self.warmup, self.most = warmup, recordings
         self.recording: Recording | None = None
         self._recordings: OrderedDict[int, Recording] = OrderedDict()  # the last used last
-        self._listened: dict[
-            Any, tuple[int, list[str]]
-        ] = {}  # by signature: how often it was listened to, and what was heard last
+        self._listened: dict[Any, tuple[int, Recorder]] = {}  # by signature: how often, and who listened last
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tape.recorder is not None:  # part of what another capture records
@@ -79,31 +77,32 @@ class Captured:
                 self.recording = recording
                 return recording.play(arrays)
         signature = (structure, *((a.shape, a.dtype.str, type(a)) for a in arrays))
-        times, heard = self._listened.get(signature, (0, None))
+        times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:
             recorder = Recorder()
             with Mode(recorder=recorder):
                 result = self.eager(*args, **kwargs)
-            self._listened[signature] = times + 1, recorder.heard
+            self._listened[signature] = times + 1, recorder
             return result
         self._listened.pop(signature, None)  # the next recording is of another state: it listens first, too
-        return self._record(structure, args, kwargs, heard)
+        return self._record(structure, args, kwargs, listener)
 
-    def _record(self, structure: Any, args: tuple, kwargs: dict[str, Any], heard: list[str] | None) -> Any:
+    def _record(self, structure: Any, args: tuple, kwargs: dict[str, Any], listener: Recorder | None) -> Any:
         given, build = flatten((args, kwargs))
         held = [Tensor(_own(leaf)) if isinstance(leaf, Tensor) or is_array(leaf) else leaf for leaf in given]
         inputs = [t for t in held if isinstance(t, Tensor)]
         plain = [
             t._data if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t for t, leaf in zip(held, given)
         ]
-        recorder = recorder_for(inputs)
+        recorder = recorder_for(inputs, listener.kind if listener is not None else None)
         held_args, held_kwargs = build(plain)
         try:
-            with Mode(recorder=recorder):
+            with Mode(recorder=recorder), recorder.recording():
                 result = self.eager(*held_args, **held_kwargs)
-            if heard is not None:
-                _compare(heard, recorder.heard)
-            recording = recorder.finish(inputs, result)
+                if listener is not None:
+                    _compare(listener.heard, recorder.heard)
+                recorder.returns(result)
+            recording = recorder.finish()
         except BaseException:
             recorder.undo()
             raise
@@ -126,9 +125,10 @@ class Captured:
         return f"<captured {getattr(self, '__qualname__', self.eager)}: {len(self._recordings)} recordings>"
 
 
-def recorder_for(inputs: Sequence[Tensor]) -> StateRecorder:
-    """A recorder for the device of the arguments, or the default device."""
-    backend = BACKENDS[type(inputs[0]._data)] if inputs else backend_for(default_device())
+def recorder_for(inputs: Sequence[Tensor], kind: type | None) -> StateRecorder:
+    """A recorder for the device of the arguments, or of the arrays that ops were called with, or the default device."""
+    kind = type(inputs[0]._data) if inputs else kind
+    backend = backend_for(default_device()) if kind is None else BACKENDS[kind]
     if backend.name == "cpu":
         return CpuRecorder(inputs)
     if backend.name != "cuda":
@@ -143,10 +143,10 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     if not kwargs:
         arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
         if len(arrays) == len(args):
-            return arrays, (len(arrays), get_float32_matmul_precision())
+            return arrays, (len(arrays), _matmul.settings)
     arrays = []
     structure = _structure((args, kwargs), arrays)
-    return arrays, (structure, get_float32_matmul_precision(), get_default_dtype())
+    return arrays, (structure, _matmul.settings, get_default_dtype())
 
 
 def _structure(value: Any, arrays: list[Any]) -> Any:

@@ -27,7 +27,7 @@ from .ops.random import (
     random_permutation,
     random_uniform,
 )
-from .tape import tape
+from .tape import aside, tape
 
 
 class Generator:
@@ -39,7 +39,7 @@ class Generator:
 
     def __init__(self, device: Device | str | None = None, seed: int | None = None):
         self.device = require(device) if device is not None else default_device()
-        with device_scope(self.device):
+        with device_scope(self.device), aside():
             self.base = Tensor(backend_for(self.device).xp.zeros(1, np.uint64))
         self._base_value = 0  # of `base`, so that nobody has to read it
         self._lock = threading.Lock()
@@ -86,8 +86,17 @@ class Generator:
 
         What was drawn before cannot be drawn again, as a walk over a dropout would; it raises MutationError.
         """
-        with self._lock, device_scope(self.device):
-            self.base.data[...] += blocks % PERIOD
+        with device_scope(self.device):
+            self.add_to_base(blocks)
+        self.follow(blocks)
+
+    def add_to_base(self, blocks: int) -> None:
+        """The device's part of `advance`."""
+        self.base._data += np.uint64(blocks % PERIOD)
+
+    def follow(self, blocks: int) -> None:
+        """The host's part of `advance`."""
+        with self._lock:
             self.base.version()[0] = next(number)
             self._base_value = (self._base_value + blocks) % PERIOD
 

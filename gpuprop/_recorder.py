@@ -7,6 +7,7 @@ have their own recorders that say how the calls on arrays are repeated.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,19 +16,32 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ._program import Program
-from ._tensor import Tensor, number
+from ._tensor import Tensor, finish_sums, number
 from ._trace import Log, Node, ValueNeeded, owner
 from ._tree import flatten
+from .device import BACKENDS, device_of, is_array
 from .errors import CaptureError
 from .tape import Mode, describe, tape
 
-HERE = str(Path(__file__).parent)
+# Where errors come from that are about a user's line; Cython's files are named from the package on.
+LIBRARIES = (
+    str(Path(__file__).parent),
+    str(Path(np.__file__).parent),
+    str(Path(np.__file__).parents[1] / "cupy"),
+    "cupy/",
+)
 
 
-def user_line() -> str:
-    """The line outside of gpuprop that led here."""
-    frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(HERE)]
+def user_line(error: BaseException | None = None) -> str:
+    """The user's line that led here, or to an error."""
+    stack = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
+    frames = [f for f in stack if f.line and not f.filename.startswith(LIBRARIES)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def refusal(what: str, instead: str, error: BaseException | None = None) -> CaptureError:
+    """What to raise where something cannot be repeated; `error` says it too."""
+    return CaptureError(f"capture: expected calls that can be repeated, got {what}{user_line(error)}; {instead}")
 
 
 class Recorder:
@@ -35,10 +49,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.heard: list[str] = []
+        self.kind: type | None = None  # of the arrays that ops were called with
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
         """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
         self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")
+        self.kind = self.kind or next((type(a) for a in arrays if is_array(a)), None)
         return function, generic
 
     def hearing(self, name: str, function: Callable) -> Callable:
@@ -53,6 +69,13 @@ class Recorder:
     def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
         """Makes a call on arrays."""
         return function(*args, **options)
+
+    def aside(self) -> contextlib.AbstractContextManager:
+        """What is done in this context is done now, and not again."""
+        return contextlib.nullcontext()
+
+    def keeps(self, value: Any) -> None:
+        """Something that was made aside is used in every run."""
 
     def creates(self, array: Any) -> None:
         """An array of constants was made."""
@@ -76,8 +99,8 @@ class Recorder:
     def undoes(self, function: Callable[[], Any]) -> None:
         """What puts something back as it was before the run."""
 
-    def updates(self, optimizer: Any, work: Any, step: Callable[[], None]) -> None:
-        """Makes an optimizer's step."""
+    def updates(self, optimizer: Any, work: Any, step: Callable[[], None], skips: bool) -> None:
+        """Makes an optimizer's step. skips: whether a value on the device says that none is to be made."""
         self.heard.append(f"step of {type(optimizer).__name__}")
         step()
 
@@ -90,9 +113,9 @@ class Recording:
 
     structure: Any  # of the arguments
 
-    def __init__(self, recorder: StateRecorder, inputs: Sequence[Any], result: Any):
-        self.input_arrays = list(inputs)
-        self.specs = [(a.shape, a.dtype) for a in inputs]
+    def __init__(self, recorder: StateRecorder):
+        self.input_arrays = recorder.input_arrays
+        self.specs = [(type(a), a.shape, a.dtype) for a in self.input_arrays]
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         self.leaves = []
@@ -103,14 +126,16 @@ class Recording:
         self.versions = recorder.versions
         self.generators = [(g, g.seed, offset, blocks) for g, (offset, blocks) in recorder.generators.items()]
         self.guards = recorder.guards
-        self.mode = tape.mode
-        leaves, self.build = flatten(result)
-        self.outputs = [recorder.output(leaf) for leaf in leaves]
+        self.mode = recorder.mode
+        self.outputs, self.build = recorder.outputs, recorder.build
         self.generation = 0
 
     def takes(self, arrays: Sequence[Any]) -> bool:
-        """Whether arguments have the recorded shapes and dtypes."""
-        return all(a.shape == shape and a.dtype == dtype for a, (shape, dtype) in zip(arrays, self.specs))
+        """Whether arguments have the recorded shapes and dtypes, and are on the recorded device."""
+        return all(
+            a.shape == shape and a.dtype == dtype and type(a) is kind
+            for a, (kind, shape, dtype) in zip(arrays, self.specs)
+        )
 
     def fits(self) -> bool:
         """Whether everything that the run depended on is as it was."""
@@ -138,6 +163,9 @@ class Recording:
 
     def play(self, arrays: Sequence[Any]) -> Any:
         """Repeats the run on other arguments."""
+        for version in self.versions:
+            if len(version) > 1:
+                finish_sums(version)
         self.repeat(arrays)
         now = next(number)
         for version in self.versions:
@@ -145,11 +173,15 @@ class Recording:
         for leaf, _, _, after in self.leaves:
             leaf.grad = after
         for generator, _, _, blocks in self.generators:
-            generator.advance(blocks)
+            self.advance(generator, blocks)
         return self.results()
 
     def repeat(self, arrays: Sequence[Any]) -> None:
         """The calls on arrays, and the actions of the host between them."""
+        raise NotImplementedError
+
+    def advance(self, generator: Any, blocks: int) -> None:
+        """Moves the base of a generator on, behind the numbers that a run has drawn."""
         raise NotImplementedError
 
     @property
@@ -182,8 +214,12 @@ class Played(Tensor):
 class StateRecorder(Recorder):
     """A recorder of a run that will be repeated: notes the state that the run meets and leaves behind, and how to undo it."""
 
+    array_type: type  # of the device
+
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
+        self.mode = tape.mode
+        self.input_arrays = [t._data for t in inputs]
         self.inputs = {id(t) for t in inputs}
         self.tensors: dict[int, tuple[Tensor, Any, bool]] = {}
         self.leaves: dict[
@@ -194,8 +230,37 @@ class StateRecorder(Recorder):
         self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
         self.guards: list[Callable[[], bool]] = []
         self.undone: list[Callable[[], Any]] = []
+        self.outputs: list[Any] = []
+        self.build: Callable = iter
+
+    def recording(self) -> contextlib.AbstractContextManager:
+        """The run is made in this context."""
+        return contextlib.nullcontext()
+
+    def returns(self, result: Any) -> None:
+        """What the function returned; still in the run."""
+        leaves, self.build = flatten(result)
+        self.outputs = [self.output(leaf) for leaf in leaves]
+
+    def output(self, result: Any) -> Any:
+        """A result of the function as the array that will hold it, or as the tensor that it always is."""
+        if isinstance(result, Tensor) and id(result) in self.tensors:
+            return result  # a parameter, say
+        array = result._data if isinstance(result, Tensor) else result
+        if not is_array(array):
+            raise CaptureError(
+                f"capture: expected a function that returns tensors, got {type(array).__name__}; "
+                "what is computed in Python is not computed again"
+            )
+        if any(self.shows(array, given) for given in self.input_arrays):
+            array = self.run("copy of an argument", _copied, (array,), {})
+        return array
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
+        for array in arrays:
+            if type(array) is not self.array_type and is_array(array):
+                device, other = device_of(array), BACKENDS[self.array_type].name
+                self.refuse(f"{op.name} on {device} among calls on {other}", "move arguments there before the call")
         for t in inputs:
             if isinstance(t, Tensor) and id(t) not in self.inputs and self.is_lasting(t._data):
                 self.tensors.setdefault(id(t), (t, t._data, t._node is None))
@@ -210,8 +275,8 @@ class StateRecorder(Recorder):
         """Whether an array was there before the run."""
         raise NotImplementedError
 
-    def output(self, result: Any) -> Any:
-        """A result of the function as the array that will hold it, or as the tensor that it always is."""
+    def shows(self, array: Any, given: Any) -> bool:
+        """Whether an array is part of another one's memory."""
         raise NotImplementedError
 
     def touches(self, leaf: Any, adding: bool = False) -> None:
@@ -231,6 +296,7 @@ class StateRecorder(Recorder):
     def meets(self, optimizer: Any) -> None:
         """An optimizer is going to make a step."""
         self.undoes(optimizer.remember())
+        self.guards.append(optimizer.stays())
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self.tensors.setdefault(id(p), (p, p._data, p._node is None))
@@ -254,10 +320,10 @@ class StateRecorder(Recorder):
         self.undone.append(function)
 
     def refuse(self, what: str, instead: str) -> NoReturn:
-        raise CaptureError(f"capture: expected calls that can be repeated, got {what}{user_line()}; {instead}")
+        raise refusal(what, instead)
 
-    def finish(self, inputs: Sequence[Tensor], result: Any) -> Recording:
-        """What can be repeated, and returns tensors like the function's result."""
+    def finish(self) -> Recording:
+        """What can be repeated, after the run."""
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -276,6 +342,8 @@ class StateRecorder(Recorder):
 
 class CpuRecorder(StateRecorder):
     """Writes down the NumPy calls of a run."""
+
+    array_type = np.ndarray
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__(inputs)
@@ -326,42 +394,36 @@ class CpuRecorder(StateRecorder):
         self.log.nodes.append(Node(name, function, (), {}, acts=True))
         return result
 
-    def updates(self, optimizer: Any, work: Any, step: Callable[[], None]) -> None:
+    def updates(self, optimizer: Any, work: Any, step: Callable[[], None], skips: bool) -> None:
         self.heard.append(f"step of {type(optimizer).__name__}")
         self.meets(optimizer)
         self.guards.append(lambda: optimizer._work is work)  # nobody has loaded other moments, or changed the groups
         self.acts(type(optimizer).__name__, step, *optimizer.arrays(work))
 
     def output(self, result: Any) -> Any:
-        if isinstance(result, Tensor) and id(result) in self.tensors:
-            return result  # a parameter, say
-        array = result._data if isinstance(result, Tensor) else result
-        if not isinstance(array, np.ndarray):
-            raise CaptureError(
-                f"capture: expected a function that returns tensors, got {type(array).__name__}; "
-                "what is computed in Python is not computed again"
-            )
-        if any(owner(array) is owner(t) for t in self.input_arrays):
-            array = self.run("copy of an argument", np.copy, (array,), {})
-        self.pinned.add(id(owner(array)))
+        array = super().output(result)
+        if not isinstance(array, Tensor):
+            self.pinned.add(id(owner(array)))
         return array
 
-    def finish(self, inputs: Sequence[Tensor], result: Any) -> CpuRecording:
-        self.input_arrays = [t._data for t in inputs]
+    def shows(self, array: Any, given: Any) -> bool:
+        return owner(array) is owner(given)
+
+    def finish(self) -> CpuRecording:
         for leaf in self.leaves:
             if leaf.grad is not None:
                 self.pinned.add(id(owner(leaf.grad._data)))
-        return CpuRecording(self, self.input_arrays, result)
+        return CpuRecording(self)
 
 
 class CpuRecording(Recording):
     """A run as a flat list of NumPy calls."""
 
-    def __init__(self, recorder: CpuRecorder, inputs: Sequence[Any], result: Any):
-        super().__init__(recorder, inputs, result)
+    def __init__(self, recorder: CpuRecorder):
+        super().__init__(recorder)
         self.program = Program(recorder.log, recorder.pinned)
-        self.users = [self.program.users(array) for array in inputs]
-        self.bound = list(inputs)  # what the calls work on
+        self.users = [self.program.users(array) for array in self.input_arrays]
+        self.bound = list(self.input_arrays)  # what the calls work on
 
     def repeat(self, arrays: Sequence[Any]) -> None:
         for i, array in enumerate(arrays):
@@ -369,6 +431,9 @@ class CpuRecording(Recording):
                 self._bind(i, array)
         for function, args in self.program.calls:
             function(*args)
+
+    def advance(self, generator: Any, blocks: int) -> None:
+        generator.advance(blocks)
 
     def _bind(self, i: int, array: np.ndarray) -> None:
         """Has the calls work on an argument where it lies, or on a copy of one that lies otherwise than recorded."""
@@ -380,6 +445,10 @@ class CpuRecording(Recording):
         if value is not self.bound[i]:
             self.program.bind(own, self.users[i], value)
             self.bound[i] = value
+
+
+def _copied(array: Any) -> Any:
+    return array.copy()
 
 
 SMALL = 8 * 1024  # bytes of an argument that is copied in less time than calls are bound to it

@@ -170,6 +170,18 @@ def compute(function: Callable, *args: Any) -> Any:
     return function(*args) if tape.recorder is None else tape.recorder.run(function.__name__, function, args, {})
 
 
+def aside() -> contextlib.AbstractContextManager:
+    """For what is done once, not in every run that a recorder's recording makes: memory that lasts, constants from the host."""
+    return contextlib.nullcontext() if tape.recorder is None else tape.recorder.aside()
+
+
+def keep(value: Any) -> Any:
+    """The value, which lives as long as the recording that this thread's recorder makes: its runs use it."""
+    if tape.recorder is not None:
+        tape.recorder.keeps(value)
+    return value
+
+
 # --- Forward --------------------------------------------------------------------------------------------------------
 
 

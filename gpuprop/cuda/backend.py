@@ -12,6 +12,7 @@ import numpy as np
 
 from ..device import BACKENDS, Backend, Device, Namespace
 from ..errors import BoundsError, Error, OptionError
+from ..tape import aside, keep, tape
 
 
 def _report_outside(name: str, places: Any, n: int) -> None:
@@ -113,10 +114,12 @@ class CudaBackend(Backend):
         return Device("cuda", array.device.id)
 
     def asarray(self, host: np.ndarray, device: Device) -> Any:
-        with cupy.cuda.Device(device.index):
-            return cupy.asarray(host)
+        with cupy.cuda.Device(device.index), aside():
+            return keep(cupy.asarray(host))
 
     def to_host(self, array: Any) -> np.ndarray:
+        if tape.recorder is not None:
+            tape.recorder.refuse("a copy from the GPU to the host", "return the tensor and copy it after the call")
         host = cupy.asnumpy(array)
         self._raise_what_kernels_reported()
         return host
@@ -140,9 +143,18 @@ class CudaBackend(Backend):
         with self._lock:
             key = message, cupy.cuda.runtime.getDevice()
             if key not in self._flags:
-                self._flags[key] = cupy.zeros((), np.int32)
-            self._unread[key] = error
-            return self._flags[key]
+                with aside():
+                    self._flags[key] = cupy.zeros((), np.int32)
+
+        def expect() -> None:
+            with self._lock:
+                self._unread[key] = error
+
+        if tape.recorder is None:
+            expect()
+        else:
+            tape.recorder.acts("flag", expect)
+        return self._flags[key]
 
     def _raise_what_kernels_reported(self) -> None:
         """Looks at the flags that were written since the last look; the host is waiting for a value anyway."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import cupy
 import numpy as np
 
+from ..tape import aside, keep
 from .source import FORMATS, THREADS
 
 PACK = 16  # bytes of one vector access
@@ -62,18 +66,37 @@ def blocks_for(count: int, itemsize: int) -> int:
     return max(1, min(-(-count // per_block), 2**20))
 
 
-_tickets: dict[tuple[int, int], Any] = {}
+Tickets = dict[tuple[int, int], Any]  # counters by device and stream: launches of one stream do not overlap
+
+
+_everybodys: Tickets = {}
+
+
+class _Here(threading.local):
+    tickets = _everybodys
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def tickets_in(owned: Tickets) -> Iterator[Tickets]:
+    """Kernels of this thread count in `owned` while the context lasts, as a graph needs: it may be replayed on any stream."""
+    before, _here.tickets = _here.tickets, owned
+    try:
+        yield owned
+    finally:
+        _here.tickets = before
 
 
 def tickets(count: int) -> Any:
-    """At least `count` counters, all zero, for kernels whose last block finishes the work; each kernel leaves them at zero.
-
-    One set per device and stream: launches of one stream do not overlap.
-    """
+    """At least `count` counters, all zero, for kernels whose last block finishes the work; each kernel leaves them at zero."""
     key = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
-    counters = _tickets.get(key)
+    counters = _here.tickets.get(key)
     if counters is None or counters.size < count:
-        counters = _tickets[key] = cupy.zeros(max(count, 1024), np.uint32)
+        keep(counters)
+        with aside():
+            counters = _here.tickets[key] = cupy.zeros(max(count, 1024), np.uint32)
     return counters
 
 

@@ -42,6 +42,7 @@ class FlatStep:
     def __init__(self, flat: Flat, dtype: np.dtype):
         self.flat, self.dtype = flat, dtype
         self.table, self.options, self.counts = SegmentTable(dtype), Mirror(), Mirror()
+        self.rows: list[tuple[float, ...]] = []
         self._norm: Any = None
 
     def load(self, runs: Sequence[tuple[int, Run]]) -> None:
@@ -63,9 +64,22 @@ class FlatStep:
             self._norm = cupy.empty((), arithmetic(self.dtype))
         return self.table.norm(out=self._norm)
 
-    def refresh(self, rows: list[tuple[float, ...]]) -> None:
-        """Sends the options of the groups where they have changed; before a recorded step is replayed, too."""
-        self.options.update(np.array(rows, arithmetic(self.dtype)))
+    def refresh(self, runs: Sequence[tuple[int, Run]], rows: list[tuple[float, ...]]) -> None:
+        """Sends the options of the groups and the step counts where they have changed; before a recorded step is replayed, too."""
+        if rows != self.rows:
+            self.options.update(np.array(rows, arithmetic(self.dtype)))
+            self.rows = rows
+        known = self.counts.words[1:].tolist()
+        if len(known) != len(runs):
+            known = [-1] * len(runs)
+        made = [run.records[0]["step"] if run.records else max(known[i], 0) for i, (_, run) in enumerate(runs)]
+        if made != known:
+            self.counts.update(np.array([0, *made], np.uint32))
+
+    def count(self, skips: bool) -> None:
+        """Counts a step, as the kernel does; where it may skip, only the device knows."""
+        if not skips:
+            self.counts.words[1:] += 1
 
     def step(
         self, runs: Sequence[tuple[int, Run]], rows: list[tuple[float, ...]], norm: Any, scale: Any, skip: Any
@@ -75,15 +89,11 @@ class FlatStep:
 
         if not self.table.chunks:
             return
-        self.refresh(rows)
-        known = self.counts.words if self.counts.words.size == len(runs) + 1 else np.zeros(len(runs) + 1, np.uint32)
-        made = [run.records[0]["step"] if run.records else known[i] for i, (_, run) in enumerate(runs, 1)]
-        self.counts.update(np.array([0, *made], np.uint32))
+        self.refresh(runs, rows)
         blocks = min(self.table.chunks, 16 * multiprocessors())
         state = (self.options.memory, self.counts.memory, *(self._scalar(x) for x in (norm, scale, skip)))
         _step(self.flat.rule, self.dtype.name)((blocks,), (THREADS,), (*self.table.arguments(), *state))
-        if skip is None:  # else only the device knows
-            self.counts.words[1:] += 1
+        self.count(skip is not None)
 
     def steps(self) -> list[int]:
         """The step counts of the runs that were loaded; waits for the device."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tape import aside, keep, tape
 from .source import FORMATS, THREADS, Kernel, every_kernel, kernel
 
 PACK = 16  # bytes of one vector access
@@ -153,7 +154,8 @@ def _table_for(arrays: Sequence[Any]) -> SegmentTable | None:
 
     if not takes(*arrays) or not all(a.flags.c_contiguous for a in arrays):
         return None
-    return _table(arrays[0].device.id, arrays[0].dtype.name, tuple((a.data.ptr, a.size) for a in arrays))
+    key = arrays[0].device.id, arrays[0].dtype.name, tuple((a.data.ptr, a.size) for a in arrays)
+    return _table(*key) if tape.recorder is None else keep(_table.__wrapped__(*key))
 
 
 @functools.lru_cache(maxsize=64)  # gradients lie where they lay a step before
@@ -161,7 +163,8 @@ def _table(device: int, dtype: str, places: tuple[tuple[int, int], ...]) -> Segm
     table = SegmentTable(dtype)
     rows = np.zeros(len(places), SEGMENT)
     rows["gradient"], rows["size"] = zip(*places)
-    table.load(rows)
+    with aside():
+        table.load(rows)
     return table
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._tensor import Leaf, Tensor, as_data
 from ..device import Device, backend_for, copy_to, device_of, device_scope, require
+from ..tape import aside
 
 ALIGNMENT = 128  # bytes: full cache lines for the vector units of a CPU, the fast path of cuBLASLt on a GPU
 SMALL = 256 * 1024  # bytes of the chunks that small parameters share
@@ -30,7 +31,7 @@ OWN_CHUNK = (
 def flat_zeros(count: int, dtype: Any, device: Device) -> Any:
     """A flat array of zeros on a device, its first element aligned."""
     dtype = np.dtype(dtype)
-    with device_scope(device):
+    with device_scope(device), aside():
         xp = backend_for(device).xp
         spare = ALIGNMENT // dtype.itemsize
         memory = xp.zeros(count + spare, dtype)

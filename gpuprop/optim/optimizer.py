@@ -16,7 +16,7 @@ from ..device import BACKENDS, Backend, Device, copy_to, device_of, device_scope
 from ..errors import ArgumentError, CheckpointError, OptionError
 from ..nn.parameter import Parameter, flat_zeros, padded
 from ..nn.utils import norm_of_all
-from ..tape import enable_grad, tape
+from ..tape import aside, enable_grad, tape
 from ._shared import fraction, smallest
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class Optimizer:
     """
 
     fused: ClassVar[Mapping[str, Flat]] = {}
+    _tables: list[Table | None]
     _work: Work
+    _steppers: dict[tuple[Device, Any], FlatStep]
 
     def __init_subclass__(cls, **fused: Flat) -> None:
         """`class Adam(Optimizer, cuda=flat(...))`: kernels that make the step, by backend. A subclass may compute something else, so
@@ -188,7 +190,8 @@ class Optimizer:
         if tape.recorder is None:
             self._step(work, copies, scale, skipping)
         else:
-            tape.recorder.updates(self, work, lambda: self._step(work, copies, scale, skipping))
+            step = functools.partial(self._step, work, copies, scale, skipping)
+            tape.recorder.updates(self, work, step, skipping is not None)
         return loss
 
     def _step(self, work: Work, copies: list[tuple[Any, Any]], scale: Any, skipping: Any) -> None:
@@ -202,13 +205,7 @@ class Optimizer:
             with device_scope(place[0]):
                 given = [None if x is None else copy_to(x, place[0]) for x in (norm, scale, skipping)]
                 self._steppers[place].step(members, self._rows(place[1]), *given)
-        if skipping is not None and work.fused:
-            self._unsettled = True
-        elif work.fused:
-            for members in work.fused.values():
-                for _, run in members:
-                    for record in run.records:
-                        record["step"] += 1
+        self._count(work, skipping is not None)
         if work.plain and not (skipping is not None and bool(Tensor(skipping))):
             self._step_plainly(work.plain, norm, scale)
         for _, run in runs:
@@ -216,6 +213,16 @@ class Optimizer:
                 version[0] = now
         for array, flat in copies:
             array[...] = flat.reshape(array.shape)
+
+    def _count(self, work: Work, skips: bool) -> None:
+        """Counts a step that kernels made."""
+        if skips and work.fused:
+            self._unsettled = True
+            return
+        for members in work.fused.values():
+            for _, run in members:
+                for record in run.records:
+                    record["step"] += 1
 
     @property
     def state(self) -> defaultdict[Tensor, dict[str, Any]]:
@@ -240,17 +247,52 @@ class Optimizer:
         return [*changed, *(p.data for table in self._tables if table for p in table.loose)]
 
     def remember(self) -> Callable[[], None]:
-        """A function that makes the options and step counts again what they are now."""
+        """A function that makes the options and step counts, and who knows them, again what they are now."""
         groups = [dict(group) for group in self.param_groups]
-        counts = [(record, record["step"]) for record in self.state.values() if "step" in record]
+        counts = [(record, record["step"]) for record in self._state.values() if "step" in record]
+        prepared = list(self._tables), self._work, self._steppers, self._unsettled
 
         def restore() -> None:
             for group, before in zip(self.param_groups, groups):
                 group.update(before)
             for record, count in counts:
                 record["step"] = count
+            self._tables, self._work, self._steppers, self._unsettled = prepared
 
         return restore
+
+    def stays(self) -> Callable[[], bool]:
+        """A function that says whether a step would still call what it would call now, on the same state."""
+
+        def structure() -> list:
+            groups = [(len(group["params"]), *self._names(group)) for group in self.param_groups]
+            return [self.max_grad_norm is None, *groups]
+
+        places, before = self._places, structure()
+        return lambda: self._places is places and structure() == before
+
+    def repeatable(self, work: Work, skips: bool) -> Callable[[], None]:
+        """Has the next step made by steppers that nobody else uses, and returns what the host has to do before a device repeats it."""
+        self.state  # noqa: B018  (settled)
+        self._steppers = {place: self._stepper(place, members) for place, members in work.fused.items()}
+        tables, steppers = list(self._tables), self._steppers
+
+        def refresh() -> None:
+            for place, members in work.fused.items():
+                with device_scope(place[0]):
+                    steppers[place].refresh(members, self._rows(place[1]))
+
+        def before_repetition() -> None:
+            if self._steppers is not steppers:  # what comes after it goes on from here
+                self.state  # noqa: B018
+                self._tables, self._work, self._steppers = list(tables), work, steppers
+            refresh()
+            for stepper in steppers.values():
+                stepper.count(skips)
+            self._count(work, skips)
+
+        refresh()
+        return before_repetition
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, which touches no memory; or, if not `set_to_none`, overwrites them with zeros."""
@@ -268,7 +310,8 @@ class Optimizer:
         for index, group in enumerate(self.param_groups):
             names, table = self._names(group), self._tables[index]
             if table is None or table.names != names or not table.holds():
-                self._tables[index] = self._tabulate(group, names)
+                with aside():
+                    self._tables[index] = self._tabulate(group, names)
                 fresh = True
         tables: list[Table] = self._tables  # type: ignore[assignment]
         if not fresh and not any(table.loose for table in tables):
@@ -287,11 +330,15 @@ class Optimizer:
             else:
                 work.fused.setdefault((run.device, run.values.dtype), []).append((index, run))
         for place, members in work.fused.items():
-            if place not in self._steppers:
-                self._steppers[place] = self.fused[members[0][1].backend.name].stepper(place[1])
-            with device_scope(place[0]):
-                self._steppers[place].load(members)
+            self._steppers[place] = self._stepper(place, members, self._steppers.get(place))
         return work, copies
+
+    def _stepper(self, place: tuple[Device, Any], members: Runs, stepper: FlatStep | None = None) -> FlatStep:
+        """A stepper, or this one, for these runs."""
+        stepper = stepper or self.fused[members[0][1].backend.name].stepper(place[1])
+        with device_scope(place[0]), aside():
+            stepper.load(members)
+        return stepper
 
     def _norm(self, work: Work) -> Any:
         """The norm of all gradients, as a 0-d array."""
@@ -440,10 +487,10 @@ class Optimizer:
 
     def _forget_places(self) -> None:
         self._places: dict[tuple[Tensor, str], Place] = {}
-        self._tables: list[Table | None] = [None] * len(self.param_groups)
+        self._tables = [None] * len(self.param_groups)
         self._scratch: dict[Any, list[Any]] = {}
         self._work = Work([], {})
-        self._steppers: dict[tuple[Device, Any], FlatStep] = {}
+        self._steppers = {}
         self._unsettled = False  # whether only the device knows how many steps were made
 
     def _names(self, group: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,200 @@
+"""`gp.capture` on a GPU: a run of a function as one CUDA graph.
+
+The function runs once while its stream is captured: kernels, products and copies become nodes, and nothing is executed. What the graph
+works on is its own: new arrays come from an arena, as do the counters and workspaces of its kernels. What must not be repeated (memory that
+lasts, tables, constants from the host) is made aside, on the caller's stream, and kept. What the host does in every run (schedules, step
+counts, options that have changed) is done in its order before each launch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cupy
+
+from .._recorder import Recording, StateRecorder, refusal
+from .._tensor import Tensor
+from ..errors import CaptureError, Error
+from ..tape import Mode
+from . import gemm
+from .arena import Arena
+from .launch import Tickets, tickets_in
+
+
+class GraphRecorder(StateRecorder):
+    """Captures a run, on a stream of its own."""
+
+    array_type = cupy.ndarray
+
+    def __init__(self, inputs: Sequence[Tensor]):
+        super().__init__(inputs)
+        places = sorted({str(t.device) for t in inputs})
+        if len(places) > 1:
+            raise CaptureError(
+                f"capture: expected arguments on one device, got {' and '.join(places)}; move them with .to(device)"
+            )
+        self.caller, self.allocator = cupy.cuda.get_current_stream(), cupy.cuda.get_allocator()
+        self.arena = Arena(self._lasting)
+        self.workspaces, self.tickets = gemm.Workspaces(), Tickets()
+        self.kept: list[Any] = []
+        self.actions: list[Callable[[], Any]] = []
+        self.graph: Any = None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        stream = cupy.cuda.Stream(non_blocking=True)
+        owned = (
+            gemm.workspaces(self.workspaces),
+            tickets_in(self.tickets),
+            cupy.cuda.using_allocator(self.arena.allocate),
+        )
+        with contextlib.ExitStack() as stack:
+            for context in (*owned, stream):
+                stack.enter_context(context)
+            stream.begin_capture()
+            try:
+                yield
+                for generator, (_, blocks) in self.generators.items():
+                    generator.add_to_base(blocks)
+                self.graph = stream.end_capture()
+            except BaseException as error:
+                if self.graph is None:
+                    with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # says what `error` says
+                        stream.end_capture()
+                if _is_refusal(error):
+                    raise _refused("a call", error, error) from error
+                raise
+
+    def _lasting(self, size: int) -> Any:
+        """Memory for the arena: of the caller's stream, as CuPy's pool hands out again to a stream what was freed on it."""
+        with self.aside():
+            return cupy.cuda.alloc(size)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        with cupy.cuda.using_allocator(self.allocator), self.caller:
+            yield
+
+    def keeps(self, value: Any) -> None:
+        self.kept.append(value)
+
+    def is_lasting(self, array: Any) -> bool:
+        return not self.arena.holds(array) and not any(self.shows(array, given) for given in self.input_arrays)
+
+    def shows(self, array: Any, given: Any) -> bool:
+        return array.data.mem is given.data.mem
+
+    # --- what is called -----------------------------------------------------------------------------------------
+
+    def logged(self, name: str, function: Callable) -> Callable:
+        return lambda *args, **options: self.run(name, function, args, options)
+
+    def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if _is_refusal(error):
+                raise _refused(name, error) from error
+            raise
+
+    def acts(self, name: str, function: Callable[[], Any], *arrays: Any) -> Any:
+        self.actions.append(function)
+        with Mode(recorder=None), self.aside():
+            return function()
+
+    def updates(self, optimizer: Any, work: Any, step: Callable[[], None], skips: bool) -> None:
+        name = type(optimizer).__name__
+        self.heard.append(f"step of {name}")
+        self.meets(optimizer)
+        if any(run.values.size for _, run in work.plain):
+            self.refuse(
+                f"a step of {name} without a kernel", "give the class one: `class ...(Optimizer, cuda=flat(...))`"
+            )
+        with self.aside():
+            before_repetition = optimizer.repeatable(work, skips)
+        step()
+        self.actions.append(before_repetition)
+        self.versions += [version for members in work.fused.values() for _, run in members for version in run.versions]
+
+    # --- afterwards ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> GraphRecording:
+        recording = GraphRecording(self)
+        recording.graph.launch(self.caller)
+        return recording
+
+    def settle(self) -> None:
+        for generator, (offset, blocks) in self.generators.items():
+            generator.follow(blocks)
+            generator.offset = offset
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether CuPy or CUDA refuses what cannot be captured: they say so in words only."""
+    return isinstance(error, RuntimeError) and not isinstance(error, Error) and "captur" in str(error)
+
+
+def _refused(name: str, error: BaseException, where: BaseException | None = None) -> CaptureError:
+    library, reason = gemm.load()
+    if library is None and isinstance(error, NotImplementedError):
+        return refusal(f"{name}, whose matrix product CuPy makes because {reason}", "install that", where)
+    said = str(error).strip().splitlines()[0]
+    return refusal(f"{name}, which CuPy refuses ({said})", "compute that outside of the function", where)
+
+
+class GraphRecording(Recording):
+    """A run as a CUDA graph."""
+
+    def __init__(self, recorder: GraphRecorder):
+        super().__init__(recorder)
+        self.graph = recorder.graph
+        self.actions = recorder.actions
+        self.home = recorder.caller
+        self.arena = recorder.arena
+        self.owned = recorder.workspaces, recorder.tickets, recorder.kept  # alive as long as the graph
+        self.device = cupy.cuda.runtime.getDevice()
+
+    def takes(self, arrays: Sequence[Any]) -> bool:
+        return super().takes(arrays) and all(a.data.device_id == self.device for a in arrays)
+
+    def repeat(self, arrays: Sequence[Any]) -> None:
+        stream = cupy.cuda.get_current_stream()
+        away = stream != self.home
+        if away:
+            stream.wait_event(self.home.record())
+        for own, array in zip(self.input_arrays, arrays):
+            if array is not own:
+                cupy.copyto(own, array)
+        for act in self.actions:
+            act()
+        self.graph.launch(stream)
+        if away:  # whatever stream the next replay is on, it comes after this one; so does what is done with the memory afterwards
+            self.home.wait_event(stream.record())
+
+    def advance(self, generator: Any, blocks: int) -> None:
+        generator.follow(blocks)
+
+    def nodes(self) -> list[str]:
+        """The names of the graph's kernels, products, copies and fills."""
+        labels = re.findall(r'\[[^\]]*?label="([^"]*)"[^\]]*\]', self.dot())
+        return [re.sub(r"^\s*(?:\d+\b[\s\\n:]*)?|[\s\\n]+$", "", label) for label in labels]
+
+    def report(self) -> dict[str, Any]:
+        """What a replay consists of: `nodes`, and how many of each in `calls`; and bytes: `arena_bytes`, of which arrays held `peak_bytes`
+        at once, and `input_bytes`."""
+        nodes = self.nodes()
+        return {
+            "nodes": len(nodes),
+            "calls": dict(Counter(nodes).most_common()),
+            "arena_bytes": self.arena.size,
+            "peak_bytes": self.arena.peak,
+            "input_bytes": sum(array.nbytes for array in self.input_arrays),
+        }
+
+    def dot(self) -> str:
+        """The graph in Graphviz' language."""
+        return self.graph.debug_dot_str()

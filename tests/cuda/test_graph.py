@@ -1,0 +1,313 @@
+"""Captured functions on a GPU: what a replay costs, what its graph consists of, and what the host sends to it."""
+
+import gc
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+import gpuprop.nn.functional as F
+from gpuprop import nn
+from gpuprop.errors import BoundsError, CaptureError
+
+pytestmark = pytest.mark.cuda
+cupy = pytest.importorskip("cupy")
+
+FREE = ("host_to_device", "device_to_host", "synchronizations", "mallocs", "memsets")
+
+
+class Training:
+    """An MLP, Adam and a batch."""
+
+    def __init__(self, sizes=(20, 16, 12, 5), activation="relu", optimizer=gp.optim.Adam, dtype=np.float32, **options):
+        rng = np.random.default_rng(0)
+        self.model = nn.MLP(list(sizes), activation=activation, seed=1).to("cuda").to(dtype)
+        self.optimizer = optimizer(self.model.parameters(), **{"lr": 1e-2, **options})
+        self.x = gp.tensor(rng.standard_normal((12, sizes[0])).astype(dtype), device="cuda")
+        self.labels = gp.tensor(rng.integers(0, sizes[-1], 12), device="cuda")
+
+    def step(self, x, labels):
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(x), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def captured(self):
+        step = gp.capture(self.step)
+        for _ in range(3):
+            step(self.x, self.labels)
+        return step
+
+    def values(self):
+        return [p.numpy().tobytes() for p in self.model.parameters()]
+
+
+def agree(eager, captured):
+    assert eager.values() == captured.values()
+
+
+@pytest.mark.parametrize("optimizer", [gp.optim.Adam, gp.optim.SGD, gp.optim.RMSprop, gp.optim.Adagrad])
+def test_a_replay_is_one_launch(count, optimizer):
+    training = Training(optimizer=optimizer)
+    step = training.captured()
+    counted = count(lambda: step(training.x, training.labels))
+    assert all(counted[name] == 0 for name in FREE)
+    assert counted["graph_launches"] == 1
+    within = step.recording.nodes().count("memcpy")
+    assert counted["device_to_device"] - within == 2  # one for each argument
+    assert (
+        counted["kernel_launches"] == counted["graph_nodes"] - counted["gemm_calls"] - within
+    )  # all of them in the graph
+    counted = count(lambda: step(*step.inputs))
+    assert counted["device_to_device"] == within
+
+
+def test_options_reach_the_device_where_they_changed(count):
+    eager, captured = Training(max_grad_norm=0.1), Training(max_grad_norm=0.1)
+    step = captured.captured()
+    for _ in range(3):
+        eager.step(eager.x, eager.labels)
+    launches = count(lambda: step(captured.x, captured.labels))["kernel_launches"]
+    eager.step(eager.x, eager.labels)
+    for training in (eager, captured):
+        training.optimizer.param_groups[0].update(lr=0.1, weight_decay=0.3, betas=(0.5, 0.6))
+        training.optimizer.max_grad_norm = 0.2
+    assert count(lambda: step(captured.x, captured.labels))["kernel_launches"] == launches + 1
+    assert count(lambda: step(captured.x, captured.labels))["kernel_launches"] == launches
+    for _ in range(2):
+        eager.step(eager.x, eager.labels)
+    agree(eager, captured)
+    assert "1 recordings" in repr(step)
+
+
+@pytest.mark.parametrize("change", [{"amsgrad": True}, {"max_grad_norm": 0.1}, {"ema_decay": 0.9}, {"maximize": True}])
+def test_other_kinds_of_steps_record_anew(change):
+    eager, captured = Training(), Training()
+    step = captured.captured()
+    for _ in range(3):
+        eager.step(eager.x, eager.labels)
+    for training in (eager, captured):
+        for name, value in change.items():
+            if hasattr(training.optimizer, name):
+                setattr(training.optimizer, name, value)
+            else:
+                training.optimizer.param_groups[0][name] = value
+    for _ in range(4):
+        eager.step(eager.x, eager.labels), step(captured.x, captured.labels)
+    agree(eager, captured)
+
+
+def test_loaded_state_is_gone_on_from():
+    eager, captured = Training(), Training()
+    step = captured.captured()
+    for _ in range(3):
+        eager.step(eager.x, eager.labels)
+    saved = eager.optimizer.state_dict()
+    for training in (eager, captured):
+        training.optimizer.load_state_dict(saved)
+    for _ in range(4):
+        eager.step(eager.x, eager.labels), step(captured.x, captured.labels)
+    agree(eager, captured)
+
+
+def test_usual_steps_and_replays_take_turns():
+    eager, captured = Training(), Training()
+    step = gp.capture(captured.step)
+    for i in range(12):
+        eager.step(eager.x, eager.labels)
+        (captured.step if i % 3 == 2 else step)(captured.x, captured.labels)
+    agree(eager, captured)
+
+
+def test_two_steps_of_one_optimizer_with_a_schedule_between():
+    def trained(wrap):
+        training = Training()
+        schedule = gp.optim.lr_scheduler.ExponentialLR(training.optimizer, 0.5)
+
+        def twice(x, labels):
+            training.step(x, labels)
+            schedule.step()
+            return training.step(x, labels)
+
+        twice = wrap(twice)
+        for _ in range(5):
+            twice(training.x, training.labels)
+        return training
+
+    agree(trained(lambda f: f), trained(gp.capture))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_steps_that_the_device_may_skip(warmup):
+    def trained(wrap):
+        training = Training(sizes=(20, 5))
+
+        def step(x, labels, skip):
+            training.optimizer.zero_grad()
+            F.cross_entropy(training.model(x), labels).backward()
+            training.optimizer.step(skip=skip)
+
+        step = wrap(step)
+        for i in range(7):
+            step(training.x, training.labels, gp.tensor([i % 3 == 2], dtype=np.float32, device="cuda"))
+        training.step(training.x, training.labels)  # on its own
+        assert next(iter(training.optimizer.state.values()))["step"] == 6
+        return training
+
+    agree(trained(lambda f: f), trained(lambda f: gp.capture(f, warmup=warmup)))
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "ema_decay": 0.9}])
+def test_the_first_step_of_all_can_be_recorded(options):
+    eager, captured = Training(**options), Training(**options)
+    step = gp.capture(captured.step, warmup=0)
+    for _ in range(4):
+        eager.step(eager.x, eager.labels), step(captured.x, captured.labels)
+    agree(eager, captured)
+
+
+def test_labels_out_of_range_raise_after_a_replay_too():
+    training = Training()
+    step = training.captured()
+    step(training.x, training.labels).item()
+    wrong = training.labels.clone()
+    wrong[0] = 5
+    loss = step(training.x, wrong)
+    with pytest.raises(BoundsError, match="cross_entropy"):
+        loss.item()
+    step(training.x, training.labels).item()
+
+
+def test_random_numbers_go_on_without_the_host(count):
+    def drawn(wrap):
+        generator = gp.Generator("cuda", 3)
+        draw = wrap(lambda x: x + gp.rand(4, device="cuda", generator=generator))
+        zeros = gp.zeros(4, device="cuda")
+        seen = [draw(zeros).tolist() for _ in range(5)]
+        gp.rand(7, device="cuda", generator=generator)
+        seen += [draw(zeros).tolist() for _ in range(2)]
+        return seen, generator.get_state(), lambda: draw(zeros)
+
+    expected, found = drawn(lambda f: f), drawn(gp.capture)
+    assert expected[:2] == found[:2]
+    counted = count(found[2])
+    assert counted["kernel_launches"] == counted["graph_nodes"] == 3  # numbers, sum, and the base goes on
+    assert all(counted[name] == 0 for name in FREE)
+
+
+def test_replays_on_another_stream_follow_those_before():
+    training, reference = Training(), Training()
+    step = training.captured()
+    for _ in range(3):
+        reference.step(reference.x, reference.labels)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        step(training.x, training.labels)
+    reference.step(reference.x, reference.labels)
+    step(training.x, training.labels)
+    reference.step(reference.x, reference.labels)
+    stream.synchronize()
+    agree(reference, training)
+
+
+def test_other_memory_is_not_touched_by_a_replay():
+    """What a run frees is free for that recording alone."""
+    training = Training()
+    step = training.captured()
+    others = [cupy.full(n, 7.0, np.float32) for n in (1, 12 * 16, 12 * 12, 12 * 5, 5) for _ in range(20)]
+    step(training.x, training.labels)
+    assert all(bool((other == 7).all()) for other in others)
+
+
+def test_constants_of_the_host_are_those_of_the_recording():
+    def f(x):
+        return x + gp.tensor([1.0, 2.0, 3.0], device="cuda") * gp.tensor([2.0, 4.0, 8.0], device="cuda")
+
+    add, x = gp.capture(f), gp.ones(3, device="cuda")
+    for _ in range(4):
+        np.testing.assert_array_equal(add(x).numpy(), [3.0, 9.0, 25.0])
+
+
+def test_clipping_by_hand_is_recorded_with_its_table():
+    def trained(wrap):
+        training = Training()
+
+        def step(x, labels):
+            training.optimizer.zero_grad()
+            F.cross_entropy(training.model(x), labels).backward()
+            norm = nn.utils.clip_grad_norm_(training.model.parameters(), 0.05)
+            training.optimizer.step()
+            return norm
+
+        step = wrap(step)
+        norms = [step(training.x, training.labels).item() for _ in range(5)]
+        return training, norms
+
+    (eager, expected), (captured, found) = trained(lambda f: f), trained(gp.capture)
+    assert expected == found
+    agree(eager, captured)
+
+
+def test_arguments_of_two_devices_are_refused():
+    add = gp.capture(lambda x, y: x + gp.asarray(y, device="cuda"), warmup=0)
+    with pytest.raises(CaptureError, match="one device, got cpu and cuda:0"):
+        add(gp.ones(3, device="cuda"), gp.ones(3, device="cpu"))
+    scale = gp.capture(lambda x: gp.ones(3, device="cuda") * x.to("cuda"))
+    with pytest.raises(CaptureError, match=r"multiply on cuda:0 among calls on cpu .*move"):
+        for _ in range(2):
+            scale(gp.ones(3, device="cpu"))
+
+
+def test_without_arguments_the_ops_say_which_device():
+    total = gp.zeros(3, device="cuda")
+    counter = gp.capture(lambda: total.add_(1.0) * 2.0)
+    for i in range(1, 5):
+        np.testing.assert_array_equal(counter().numpy(), [2.0 * i] * 3)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda x: float(x.data[0]), lambda x: x.cpu(), lambda x: cupy.nonzero(x.data)],
+    ids=["float", "cpu", "nonzero"],
+)
+def test_what_cupy_refuses_names_the_line(read):
+    f = gp.capture(lambda x: (x * 2.0, read(x))[0])
+    x = gp.ones(3, device="cuda")
+    f(x)
+    with pytest.raises(CaptureError, match=r"capture: .*test_graph\.py:\d+: .*; "):
+        f(x)
+    assert not cupy.cuda.get_current_stream().is_capturing()
+    np.testing.assert_array_equal((x + 1.0).numpy(), [2.0] * 3)
+
+
+def test_without_cublaslt_it_says_what_to_install(monkeypatch):
+    from gpuprop.cuda import gemm
+
+    monkeypatch.setattr(gemm, "load", lambda: (None, gemm.NEEDS))
+    monkeypatch.setattr(gemm, "_plans", {})
+    multiply = gp.capture(lambda x: x @ x)
+    x = gp.ones(3, 3, device="cuda")
+    multiply(x)
+    with pytest.raises(CaptureError, match=r"matmul.*nvmath-python is not installed.*test_graph\.py:\d+.*install"):
+        multiply(x)
+
+
+def test_recordings_that_are_dropped_give_their_memory_back():
+    training = Training()
+    pool, used = cupy.get_default_memory_pool(), []
+    for _ in range(6):
+        step = training.captured()
+        assert step.recording.report()["arena_bytes"] > 0
+        del step
+        gc.collect()
+        used.append((pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]))
+    assert used[2:] == [used[2]] * 4
+
+
+def test_a_report_and_a_drawing():
+    recording = Training().captured().recording
+    report = recording.report()
+    assert report["nodes"] == sum(report["calls"].values()) == recording.dot().count("label=")
+    assert any("adam_step" in name for name in report["calls"])
+    assert report["arena_bytes"] > 0 and report["input_bytes"] == 12 * 20 * 4 + 12 * 8
+    assert recording.dot().startswith("digraph")
