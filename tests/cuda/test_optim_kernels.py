@@ -255,7 +255,7 @@ def test_a_recorded_step_goes_on_where_it_stands():
             graph.launch()
         other.param_groups[0]["lr"] = 0.25
         ((place, stepper),) = other._steppers.items()
-        stepper.refresh(other._rows(place[1]))
+        stepper.refresh(other._work.fused[place], other._rows(place[1]))
         graph.launch()
         stream.synchronize()
     for _ in range(6):
