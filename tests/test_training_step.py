@@ -9,6 +9,10 @@ import pytest
 
 import gpuprop as gp
 import gpuprop.nn.functional as F
+from gpuprop import nn
+from gpuprop._op import REGISTRY
+from gpuprop.cuda.source import Kernel
+from gpuprop.ops.fused import fusible
 
 
 def make_step(sizes, batch, device, activation="relu"):
@@ -54,6 +58,56 @@ def test_a_step_neither_copies_nor_waits(count, activation):
         counted["kernel_launches"] > 0 and counted["gemm_calls"] == 3 + 3 + 2
     )  # the first layer's input gradient does not exist
     assert counted["mallocs"] == 0  # the pool has what a step needs
+
+
+ACTIVATIONS = sorted(name for name in REGISTRY if fusible(name) is not None)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation):
+    """Of L layers: 3 L - 1 products, L - 1 times bias and activation, L - 1 times their gradients, the loss, and the optimizer."""
+    layers, launched = 3, []
+    launch = Kernel.__call__
+    _, step = make_step([784, 1024, 1024, 10], 512, "cuda", activation)
+    for _ in range(2):
+        step()
+    monkeypatch.setattr(
+        Kernel, "__call__", lambda self, *args, **more: (launched.append(self.name), launch(self, *args, **more))
+    )
+    counted = count(step)
+    functor = activation.replace("_", "").lower()
+    assert counted["gemm_calls"] == 3 * layers - 1
+    assert counted["kernel_launches"] == len(launched) == 2 * layers  # so no launch is CuPy's
+    assert [name.split("_float32")[0] for name in launched] == [
+        *[f"{functor}_bias_forward"] * (layers - 1),
+        "cross_entropy_int64_biased",
+        *[f"{functor}_bias_backward"] * (layers - 1),
+        "adam_step",
+    ]
+    assert counted["memsets"] == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(device, bias):
+    rng = np.random.default_rng(0)
+    x = gp.tensor(rng.standard_normal((12, 6)), device=device)
+    labels = gp.tensor(rng.integers(0, 4, 12), device=device)
+
+    def gradients(parts):
+        sizes = [6, 9, 7, 4]
+        layers = [
+            nn.Linear(n, m, bias=bias, dtype=np.float64, generator=gp.Generator("cpu", n))
+            for n, m in zip(sizes, sizes[1:])
+        ]
+        model = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.ReLU(), layers[2]).to(device)
+        for part in parts:
+            F.cross_entropy(model(x[part]), labels[part], reduction="sum").backward()
+        return [p.grad.numpy() for p in model.parameters()]
+
+    thirds = gradients([slice(0, 4), slice(4, 8), slice(8, 12)])
+    for a, b in zip(thirds, gradients([slice(0, 12)]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.cuda
