@@ -38,7 +38,7 @@ class Share(NamedTuple):
 
     blocks: list[tuple]  # for `update`: (parameter, gradient, *state, *scratch)
     averages: list[Any]  # the averages of each block's parameters, if they are kept
-    spare: list[Any]  # for each block one more array to compute in
+    spare: list[Any]  # for each block one more array to compute in, where gradients are clipped or averages kept
 
 
 class Run(NamedTuple):
@@ -381,7 +381,7 @@ class Optimizer:
             return
         for i, (p, g, *others) in enumerate(part.blocks):
             if factor is not None:
-                g = xp.multiply(g, factor, out=part.spare[i], casting="same_kind")
+                g = xp.multiply(g, factor, out=part.spare[i] if part.spare else None, casting="same_kind")
             self.update(xp, group, step, [(p, g, *others)])
             if part.averages:
                 average = part.averages[i]
@@ -470,19 +470,20 @@ class Optimizer:
             part = Share([], [], [])
             for start in starts[first : first + each]:
                 stop = min(start + length, values.size)
-                *own, spare = (array[: stop - start] for array in scratch)
-                part.blocks.append((*(array[start:stop] for array in (values, gradient, *states)), *own))
-                part.spare.append(spare)
+                own = [array[: stop - start] for array in scratch]
+                part.spare.extend(own[self.scratch :])
+                part.blocks.append((*(array[start:stop] for array in (values, gradient, *states)), *own[: self.scratch]))
                 if average is not None:
                     part.averages.append(average[start:stop])
             shares.append(part)
         return shares
 
     def _scratch_for(self, values: Any, length: int, thread: int) -> list[Any]:
-        """The arrays that `update` computes in, and one more."""
+        """The arrays that `update` computes in, and one more where gradients are clipped or averages kept."""
         key = device_of(values), values.dtype, thread
         if key not in self._scratch or self._scratch[key][0].size < length:
-            self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(self.scratch + 1)]
+            count = self.scratch + (self.max_grad_norm is not None or self.ema_decay is not None)
+            self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(count)]
         return self._scratch[key]
 
     def _forget_places(self) -> None:
