@@ -41,21 +41,27 @@ def elementwise_cases(op: Any, x: Any, dy: Any, bias: Any) -> Iterator[Case]:
     """The loops of a functor."""
     import cupy
 
+    from gpuprop.cuda._elementwise import Dropout
+
     binder, options, kept = op.cuda.implementation.binder, op.defaults, x
     y, db, shared = cupy.empty_like(x), cupy.empty_like(bias), [bias] if binder.keeps == "x" else []
     yield Case(f"{op.name} forward", lambda: [binder.forward(x, **options)], [x])
     yield Case(f"{op.name} backward", lambda: [binder.backward(dy, kept, **options)], [dy, kept])
 
-    def biased() -> list:
-        binder.bias_forward(x, bias, y, **options)
+    def biased(dropout: Any = None) -> list:
+        binder.bias_forward(x, bias, y, dropout, **options)
         return [y]
 
-    def biased_backward() -> list:
-        binder.bias_backward(dy, kept, bias, y, db, **options)
+    def biased_backward(dropout: Any = None) -> list:
+        binder.bias_backward(dy, kept, bias, y, db, dropout, **options)
         return [y, db]
 
     yield Case(f"{op.name} bias forward", biased, [x, bias], [bias])
     yield Case(f"{op.name} bias backward", biased_backward, [dy, kept, *shared], shared)
+    dropout = Dropout(cupy.zeros(1, cupy.uint64), threshold=2**31, scale=2.0, seed=1, offset=0)
+    shared = [bias] if binder.keeps_of(True) == "x" else []
+    yield Case(f"{op.name} bias dropout forward", lambda: biased(dropout), [x, bias], [bias])
+    yield Case(f"{op.name} bias dropout backward", lambda: biased_backward(dropout), [dy, kept, *shared], shared)
 
 
 def op_cases(op: Any, inputs: Sequence[Any], shared: Sequence[Any], **options: Any) -> Iterator[Case]:
@@ -177,7 +183,11 @@ def cases() -> Iterator[Case]:
 
     x, other, bias, scale = normal(N, D), normal(N, D), normal(D), normal(D)
     positive, labels = cupy.abs(other) + 0.1, cupy.arange(N) % D
-    for name in ("relu", "gelu"):  # one that keeps y, one that keeps x: all functors run in the same loops
+    for name in (
+        "relu",
+        "tanh",
+        "gelu",
+    ):  # these keep y or x, before dropout and after: all functors run in the same loops
         yield from elementwise_cases(REGISTRY[name], x, other, bias)
     for name, inputs, shared in [
         ("softmax", [x], []),

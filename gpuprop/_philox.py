@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ._trace import primitive
+
 WORDS_PER_BLOCK = 4
 MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -48,6 +50,7 @@ def words(xp: Any, base: Any, seed: int, offset: int, count: int) -> Any:
     return xp.reshape(xp.stack([a, b, c, d], axis=-1), (-1,))[:count]
 
 
+@primitive
 def host_words(base: np.ndarray, seed: int, offset: int, count: int) -> np.ndarray:
     """`words` by NumPy's own generator, which takes 3 ns per word where array arithmetic takes 50."""
     return np.random.Philox(key=seed, counter=(int(base[0]) + offset) % PERIOD).random_raw(count)

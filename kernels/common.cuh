@@ -16,6 +16,9 @@ template <> __device__ __forceinline__ float widen<float, __nv_bfloat16>(__nv_bf
 template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16, float>(float x) { return __float2bfloat16(x); }
 #endif
 
+// As it would come back from memory.
+template <typename T, typename A> __device__ __forceinline__ A as_stored(A x) { return widen<A>(narrow<T>(x)); }
+
 // As many elements as one memory access of 16 bytes moves.
 template <typename T> struct alignas(16) Pack {
   static const int size = 16 / sizeof(T);

@@ -1,30 +1,6 @@
 // Random numbers: the words of gpuprop/_philox.py, and what gpuprop/ops/random.py makes of them, with the same bits. (Normals are nearer
 // to the exact ones than the rule's: angles are multiples of pi here, never rounded.)
-#include "common.cuh"
-
-typedef unsigned long long Word;
-typedef unsigned int Lane;  // half a word, the lower half first
-
-struct Block {
-  Word at[4];
-};
-
-// Philox4x64-10 of one counter.
-__device__ __forceinline__ Block philox(Word counter, Word key) {
-  const Word first = 0xD2E7470EE14C6C93ull, second = 0xCA5A826395121157ull;
-  Word a = counter, b = 0, c = 0, d = 0, other = 0;
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const Word next_a = __umul64hi(c, second) ^ b ^ key, next_c = __umul64hi(a, first) ^ d ^ other;
-    b = c * second;
-    d = a * first;
-    a = next_a;
-    c = next_c;
-    key += 0x9E3779B97F4A7C15ull;
-    other += 0xBB67AE8584CAA73Bull;
-  }
-  return Block{{a, b, c, d}};
-}
+#include "dropout.cuh"
 
 // Calls f(half, first word, second word) for the halves of the blocks of the stream, all that are below `halves` and a few beyond.
 // The lanes of a warp get neighbouring halves, so that what f reads and writes is whole sectors, though a thread computes a whole block:

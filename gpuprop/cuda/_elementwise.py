@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,23 @@ LOOPS = {  # templates of elementwise.cuh and bias.cuh, which take the functor l
     "bias_backward": "const T* dy, const T* kept, const T* bias, T* dx, A* partial, T* db, unsigned int* tickets, "
     "I rows, I columns, int accumulate",
 }
+DROPOUT = "const Word* drop_base, Word drop_seed, Word drop_offset, Word drop_threshold, A drop_scale"
+LANES_PER_BLOCK = 8  # of the stream of random numbers: elements that a thread draws for at once
+
+
+class Dropout(NamedTuple):
+    """What the loops with a bias drop of an activation's result: the arguments of `random.dropout`."""
+
+    base: Any
+    threshold: int
+    scale: float
+    seed: int
+    offset: int
+
+    def arguments(self, dtype: Any) -> tuple:
+        """As a kernel takes them, in the order of `DROPOUT`."""
+        key = self.base, np.uint64(self.seed), np.uint64(self.offset)
+        return *key, np.uint64(self.threshold), _arithmetic(dtype).type(self.scale)
 
 
 class Elementwise:
@@ -29,10 +46,11 @@ class Elementwise:
 
     The functor's members are the op's options, in order; with options it is a template of the type that it computes in.
     Where one option chooses among functors (`gelu`'s approximation), `functor` is a dict by its value and `by` names it.
+    of_sign: y is kept, and nothing but its sign matters, which dropout leaves where it leaves anything.
     """
 
-    def __init__(self, file: str, functor: str | Mapping[str, str], *, by: str = ""):
-        self.file, self.functor, self.by = file, functor, by
+    def __init__(self, file: str, functor: str | Mapping[str, str], *, by: str = "", of_sign: bool = False):
+        self.file, self.functor, self.by, self.of_sign = file, functor, by, of_sign
 
     def implementation(self, op: Op) -> Implementation:
         """The functor as an implementation of an op of one input and one gradient rule."""
@@ -72,22 +90,35 @@ class Elementwise:
 
     # --- with a bias ----------------------------------------------------------------------------------------------
 
-    def bias_forward(self, x: Any, bias: Any, y: Any, **options: Any) -> None:
-        """y = f(x + bias), x and y (rows, columns) and packed; y may be x."""
+    def bias_forward(self, x: Any, bias: Any, y: Any, dropout: Dropout | None = None, **options: Any) -> None:
+        """y = f(x + bias), then dropout; x and y (rows, columns) and packed; y may be x."""
         from . import launch
 
         if x.size:
             rows, columns = x.shape
             taken, index = columns_at_once(columns, x.itemsize), launch.index_type(x.size)
-            function, members = self._kernel("bias_forward", x.dtype, options, index, str(taken))
-            blocks = max(1, min(-(-x.size // (taken * THREADS)), 2**20))
+            function, members = self._kernel("bias_forward", x.dtype, options, index, str(taken), dropout=dropout)
+            each = taken if dropout is None else LANES_PER_BLOCK
+            blocks = min(-(-x.size // (each * THREADS)), 2**20)
             sizes = launch.index(rows, x.size), launch.index(columns, x.size)
             function((blocks,), (THREADS,), (x, bias, y, *sizes, *members))
 
     def bias_backward(
-        self, dy: Any, kept: Any, bias: Any, dx: Any, db: Any, *, accumulate: bool = False, **options: Any
+        self,
+        dy: Any,
+        kept: Any,
+        bias: Any,
+        dx: Any,
+        db: Any,
+        dropout: Dropout | None = None,
+        *,
+        accumulate: bool = False,
+        **options: Any,
     ) -> None:
-        """dx = dy f', and db = dx summed over rows (or added to db), in one launch; dx may be dy. kept: y, or x without bias."""
+        """dx = dy f', and db = dx summed over rows (or added to db), in one launch; dx may be dy.
+
+        kept: what `keeps_of` says, x being without the bias. dropout: what comes after f, undone first.
+        """
         from . import launch
 
         rows, columns = dy.shape
@@ -96,7 +127,7 @@ class Elementwise:
                 db.fill(0)
             return
         taken, index = columns_at_once(columns, dy.itemsize), launch.index_type(dy.size)
-        function, members = self._kernel("bias_backward", dy.dtype, options, index, str(taken), self._keeps_x)
+        function, members = self._kernel("bias_backward", dy.dtype, options, index, str(taken), dropout=dropout)
         blocks = grid(rows, columns, dy.itemsize)
         partials, tickets = places(blocks, columns, dy.dtype)
         sizes = launch.index(rows, dy.size), launch.index(columns, dy.size)
@@ -104,60 +135,93 @@ class Elementwise:
             blocks, (THREADS,), (dy, kept, bias, dx, partials, db, tickets, *sizes, np.int32(accumulate), *members)
         )
 
+    def keeps_of(self, dropped: bool) -> str:
+        """What `bias_backward` is given, "x" or "y": after dropout y is no more, and is computed from x again.
+
+        (Dividing what dropout left by its scale would not do: y is rounded then, and 1 - tanh(x)^2 is off by a lot for large x.)
+        """
+        return "x" if dropped and not self.of_sign else self.keeps
+
     # --- kernels --------------------------------------------------------------------------------------------------
 
-    @property
-    def _keeps_x(self) -> str:
-        return str(self.keeps == "x").lower()
-
     def _kernel(
-        self, loop: str, dtype: Any, options: dict[str, Any], index: str, *more: str
+        self, loop: str, dtype: Any, options: dict[str, Any], index: str, *more: str, dropout: Dropout | None = None
     ) -> tuple[Kernel, list[Any]]:
-        """The kernel that runs one loop with the functor, and the functor's members as its last arguments."""
+        """The kernel that runs one loop with the functor, and its last arguments: those of dropout, and the functor's members."""
         functor = self.functor if isinstance(self.functor, str) else self.functor[options[self.by]]
         scalar = _arithmetic(dtype).type
-        members = [scalar(options[name]) for name in self.members]
-        return functor_kernel(self.file, functor, self.members, dtype.name, index, loop, *more), members
+        arguments = [scalar(options[name]) for name in self.members]
+        if dropout is not None:
+            arguments = [*dropout.arguments(dtype), *arguments]
+        return self._made(functor, dtype.name, index, loop, *more, dropped=dropout is not None), arguments
+
+    def _made(self, functor: str, dtype: str, index: str, loop: str, *more: str, dropped: bool = False) -> Kernel:
+        keeps = self.keeps_of(dropped)
+        if loop == "bias_backward":
+            more = (*more, str(keeps == "x").lower())
+        recomputes = keeps != self.keeps
+        return functor_kernel(
+            self.file, functor, self.members, dtype, index, loop, *more, dropped=dropped, recomputes=recomputes
+        )
 
     def _variants(self) -> Iterator[tuple[Callable[..., Kernel], str]]:
         """For each functor, dtype and index type: what makes its kernels, and how many elements are a pack."""
         for functor in [self.functor] if isinstance(self.functor, str) else self.functor.values():
             for dtype, pack in (("float32", "4"), ("float64", "2"), ("float16", "8"), ("bfloat16", "8")):
                 for index in ("int", "long long"):
-                    yield functools.partial(functor_kernel, self.file, functor, self.members, dtype, index), pack
+                    yield functools.partial(self._made, functor, dtype, index), pack
 
     def _streaming_kernels(self) -> Iterator[Kernel]:
         for make, pack in self._variants():
             yield make("elementwise_forward")
             yield make("elementwise_backward")
-            yield make("bias_forward", pack)
-            yield make("bias_backward", pack, self._keeps_x)
+            for dropped in (False, True):
+                yield make("bias_forward", pack, dropped=dropped)
+                yield make("bias_backward", pack, dropped=dropped)
 
     def _narrow_kernels(self) -> Iterator[Kernel]:
         for make, _ in self._variants():
-            yield make("bias_forward", "1")
-            yield make("bias_backward", "1", self._keeps_x)
+            for dropped in (False, True):
+                yield make("bias_forward", "1", dropped=dropped)
+                yield make("bias_backward", "1", dropped=dropped)
 
 
 @functools.cache
 def functor_kernel(
-    file: str, functor: str, members: tuple[str, ...], dtype: str, index: str, loop: str, *more: str
+    file: str,
+    functor: str,
+    members: tuple[str, ...],
+    dtype: str,
+    index: str,
+    loop: str,
+    *more: str,
+    dropped: bool = False,
+    recomputes: bool = False,
 ) -> Kernel:
-    """One of `LOOPS` for a functor, a dtype and the type that counts elements; more: what else the template depends on."""
+    """One of `LOOPS` for a functor, a dtype and the type that counts elements; more: what else the template depends on.
+
+    dropped: dropout comes after the functor. recomputes: the functor's gradient names y, and gets x.
+    """
     arithmetic = "double" if dtype == "float64" else "float"
     functor_type = f"{functor}<A>" if members else functor
+    if recomputes:
+        functor_type = f"FromX<{functor_type}, T>"
     types = f"typedef {FORMATS[dtype][0]} T;\ntypedef {arithmetic} A;\ntypedef {index} I;\ntypedef {functor_type} F;"
-    names = ", ".join(parameter.split()[-1] for parameter in LOOPS[loop].split(", "))
-    body = f"{loop}<{', '.join(['F', 'T', 'I', *more])}>({names}, F{{{', '.join(members)}}});"
-    name = "_".join([functor, loop.removeprefix("elementwise_"), dtype, index, *more]).replace(" ", "_").lower()
-    parameters = ", ".join([LOOPS[loop], *(f"A {member}" for member in members)])
-    return kernel(file, name, parameters, body, (dtype,), THREADS, types)
+    arguments = [parameter.split()[-1] for parameter in LOOPS[loop].split(", ")] + [f"F{{{', '.join(members)}}}"]
+    parameters = [LOOPS[loop], *(f"A {member}" for member in members)]
+    if dropped:
+        arguments.append("Dropout<A>{*drop_base + drop_offset + 1, drop_seed, drop_threshold, drop_scale}")
+        parameters.insert(1, DROPOUT)
+    body = f"{loop}<{', '.join(['F', 'T', 'I', *more])}>({', '.join(arguments)});"
+    parts = [functor, loop.removeprefix("elementwise_"), *["dropout"] * dropped, dtype, index, *more]
+    name = "_".join(parts).replace(" ", "_").lower()
+    return kernel(file, name, ", ".join(parameters), body, (dtype,), THREADS, types)
 
 
 def _arithmetic(dtype: Any) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def elementwise(file: str, functor: str | Mapping[str, str], *, by: str = "") -> Elementwise:
+def elementwise(file: str, functor: str | Mapping[str, str], *, by: str = "", of_sign: bool = False) -> Elementwise:
     """Binds a functor to an op: `silu.cuda = elementwise("activations.cu", "Silu")`. CuPy is not imported before the first call."""
-    return Elementwise(file, functor, by=by)
+    return Elementwise(file, functor, by=by, of_sign=of_sign)

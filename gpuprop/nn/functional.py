@@ -14,8 +14,8 @@ from .. import numpy as gnp
 from .. import ops
 from .._random import Generator, default_generator
 from .._tensor import Tensor
-from ..device import backend_of, device_of
-from ..errors import ArgumentError, OptionError
+from ..device import Device, backend_of, device_of
+from ..errors import ArgumentError
 from ..ops.activations import (
     celu,
     elu,
@@ -37,7 +37,7 @@ from ..ops.activations import (
     softplus,
     softsign,
 )
-from ..ops.fused import linear_activation
+from ..ops.fused import linear_activation, linear_activation_dropout
 from ..ops.linalg import linear
 from ..ops.losses import (
     binary_cross_entropy,
@@ -54,6 +54,7 @@ from ..ops.losses import (
     poisson_nll_loss,
     smooth_l1_loss,
 )
+from ..ops.random import blocks_of_lanes, check_probability
 from ..tape import no_grad
 
 tanh = gnp.tanh
@@ -81,6 +82,7 @@ __all__ = [
     "leaky_relu",
     "linear",
     "linear_activation",
+    "linear_activation_dropout",
     "log_softmax",
     "logsigmoid",
     "mish",
@@ -130,15 +132,20 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, generator: Genera
 
     generator: draws the mask; the default one of the input's device if None.
     """
-    if not 0 <= p <= 1:
-        raise OptionError(f"dropout: expected p from 0 to 1, got {p}")
+    check_probability("dropout", p)
     if not training or p == 0:
         return input
     taped = isinstance(input, Tensor)
-    generator = generator or default_generator(device_of(input.data if taped else np.asarray(input)))
-    seed, offset = generator.reserve(ops.random.blocks_of_lanes(math.prod(gnp.shape(input))))
-    base = generator.base if taped else generator.base.data
-    return ops.random.dropout(input, base, p=p, seed=seed, offset=offset)
+    device = device_of(input.data if taped else np.asarray(input))
+    base, key = reserve_mask(math.prod(gnp.shape(input)), device, generator)
+    return ops.random.dropout(input, base if taped else base.data, p=p, **key)
+
+
+def reserve_mask(count: int, device: Device, generator: Generator | None = None) -> tuple[Tensor, dict[str, int]]:
+    """The key of a mask of so many elements: the base, and seed and offset by name."""
+    generator = generator or default_generator(device)
+    seed, offset = generator.reserve(blocks_of_lanes(count))
+    return generator.base, {"seed": seed, "offset": offset}
 
 
 def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

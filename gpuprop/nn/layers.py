@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from .._random import Generator
 from .._tensor import Tensor, Unfinished, empty, get_default_dtype, ones, zeros
 from ..device import BACKENDS, Device, default_device, require
 from ..errors import ArgumentError, BoundsError, OptionError
-from ..ops.fused import linear_activation
+from ..ops.fused import linear_activation, linear_activation_dropout
 from ..tape import call, is_grad_enabled
 from . import functional as F
 from . import functions, init
@@ -284,7 +284,8 @@ class _Numbered(Module):
 class Sequential(_Numbered):
     """Modules one after another: y = f_n(... f_1(x)). Takes them in order, or in one mapping by name.
 
-    A `Linear` and the activation after it are computed as one op, `gp.nn.functional.linear_activation`.
+    A `Linear` and the activation after it are computed as one op, `gp.nn.functional.linear_activation`, and with the `Dropout`
+    after that as `linear_activation_dropout`.
     """
 
     def __init__(self, *modules: Any):
@@ -298,22 +299,40 @@ class Sequential(_Numbered):
         return Sequential(*modules)
 
     def forward(self, input: Any) -> Any:
-        linear = None  # waits for what comes after it
+        linear: Linear | None = None  # waits for what comes after it
+        fused: dict[str, Any] | None = None  # its activation, which then waits with it
         for module in self.__dict__.values():
             if not isinstance(module, Module):
                 continue
             if linear is not None:
-                fused = fusion_with(module)
                 if fused is None:
+                    fused = fusion_with(module)
+                    if fused is not None:
+                        continue
                     input = linear(input)
+                elif type(module) is Dropout and module.training and module.p:
+                    input = _dropped(input, linear, fused, module)
+                    linear = fused = None
+                    continue
                 else:
                     input = call(linear_activation, (input, linear.weight, linear.bias), fused)
-                    linear = None
-                    continue
+                    fused = None
             linear = module if type(module) is Linear else None
             if linear is None:
                 input = module(input)
-        return input if linear is None else linear(input)
+        if linear is None:
+            return input
+        if fused is None:
+            return linear(input)
+        return call(linear_activation, (input, linear.weight, linear.bias), fused)
+
+
+def _dropped(input: Any, linear: Linear, activation: dict[str, Any], dropout: Dropout) -> Any:
+    """What a layer, an activation (as options of `linear_activation`) and dropout make of the input, one after another."""
+    count = prod(gnp.shape(input)[:-1]) * linear.out_features
+    base, key = F.reserve_mask(count, linear.weight.device, dropout.generator)
+    options = {**activation, "p": dropout.p, **key}
+    return call(linear_activation_dropout, (input, linear.weight, linear.bias, base), options)
 
 
 class ModuleList(_Numbered):

@@ -431,9 +431,9 @@ def _(xp, dy, x):
     return dy * xp.where(x <= -3, 0, xp.where(x < 3, x / 3 + 0.5, 1))
 
 
-relu.cuda = elementwise("activations.cu", "Relu")
+relu.cuda = elementwise("activations.cu", "Relu", of_sign=True)
 relu6.cuda = elementwise("activations.cu", "Relu6")
-leaky_relu.cuda = elementwise("activations.cu", "LeakyRelu")
+leaky_relu.cuda = elementwise("activations.cu", "LeakyRelu", of_sign=True)
 elu.cuda = elementwise("activations.cu", "Elu")
 selu.cuda = elementwise("activations.cu", "Selu")
 celu.cuda = elementwise("activations.cu", "Celu")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .._op import REGISTRY, Op, op
-from ..cuda._elementwise import Elementwise
+from ..cuda._elementwise import Dropout, Elementwise
 from ..device import HOST
 from ..errors import OptionError
 from ..testing import Draw, ErrorSample, Sample
 from .linalg import linear, rows
+from .random import check_probability, dropout, scale_of, threshold_of
 
 
 class Fusible(NamedTuple):
@@ -19,6 +22,7 @@ class Fusible(NamedTuple):
     op: Op
     options: dict[str, Any]
     keeps_y: bool  # its gradient is computed from y, so z may be overwritten
+    of_sign: bool  # from the sign of y alone, so that y may be overwritten by what dropout leaves of it
     backward_options: dict[str, Any]
 
 
@@ -27,10 +31,12 @@ def fusible(name: str, options: tuple = ()) -> Fusible | None:
     """The activation of a name, if it has a kernel that adds a bias: an op of one input, element by element."""
     activation = REGISTRY.get(name)
     twin = activation.cuda.implementation if activation is not None else None
-    if activation is None or not isinstance(getattr(twin, "binder", None), Elementwise):
+    binder = twin.binder if twin is not None else None
+    if activation is None or not isinstance(binder, Elementwise):
         return None
     rule, settings = activation.gradients[0], {**activation.defaults, **dict(options)}
-    return Fusible(activation, settings, rule.keeps == ("y",), {name: settings[name] for name in rule.options})
+    chosen = {name: settings[name] for name in rule.options}
+    return Fusible(activation, settings, rule.keeps == ("y",), binder.of_sign, chosen)
 
 
 def _fusible(name: str, options: tuple) -> Fusible:
@@ -88,6 +94,50 @@ def _(xp, dy, x, weight, bias, *, activation, options, wanted):
     )
 
 
+def _dropped_samples(draw: Draw):
+    base, key = np.array([2**63 + 5], np.uint64), {"seed": 7, "offset": 2**40}
+    for activation, p in [
+        ("relu", 0.3),
+        ("leaky_relu", 0.5),
+        ("tanh", 0.3),
+        ("gelu", 0.5),
+        ("elu", 1.0),
+        ("relu", 0.0),
+    ]:
+        x, weight, bias = draw.normal(3, 7, 2), draw.normal(5, 2), draw.normal(5)
+        yield Sample(x, weight, bias, base, activation=activation, p=p, **key)
+    arrays, beta = [draw.normal(9, 3), draw.normal(12, 3), draw.normal(12), base], (("beta", 2.0),)
+    yield Sample(*arrays, activation="softplus", options=beta, p=0.4, **key)
+    yield Sample(draw.normal(9, 3), draw.normal(16, 3), None, base, activation="sigmoid", p=0.4, **key)
+    yield Sample(draw.normal(0, 3), draw.normal(5, 3), draw.normal(5), base, activation="tanh", p=0.4, **key)
+
+
+def _dropped_errors(draw: Draw):
+    x, weight, base = draw.normal(2, 3), draw.normal(5, 3), np.zeros(1, np.uint64)
+    options = {"activation": "relu", "p": 1.5, "seed": 0, "offset": 0}
+    yield ErrorSample(x, weight, None, base, **options, error=OptionError, match="0 to 1.*1.5")
+
+
+@op(samples=_dropped_samples, errors=_dropped_errors)
+def linear_activation_dropout(xp, x, weight, bias, base, *, activation, options=(), p, seed, offset):
+    """Affine map, activation and dropout: y = f(x @ weight.T + bias) / (1 - p) with probability 1 - p, else 0.
+
+    Shapes: x (..., in), weight (out, in), bias (out,) or None, base (1,) uint64 -> y (..., out).
+    Equal (seed, base, offset) drop the same elements, here and in `dropout`.
+    Raises: as `linear_activation` and `dropout`.
+    """
+    check_probability("linear_activation_dropout", p)
+    y = linear_activation(xp, x, weight, bias, activation=activation, options=options)
+    return dropout(xp, y, base, p=p, seed=seed, offset=offset)
+
+
+@linear_activation_dropout.grad("x", "weight", "bias")
+def _(xp, dy, x, weight, bias, base, *, activation, options, p, seed, offset, wanted):
+    dy = dropout(xp, dy, base, p=p, seed=seed, offset=offset)
+    (rule,) = linear_activation.gradients
+    return rule.function(xp, dy, x, weight, bias, activation=activation, options=options, wanted=wanted)
+
+
 # --- CPU ------------------------------------------------------------------------------------------------------------
 
 
@@ -125,8 +175,32 @@ def _(dy, kept, *, activation, options, scratch=None):
     return (f.op.gradients[0].function(HOST.xp, dy, kept, **f.backward_options),)
 
 
-for _rule in linear.cpu.implementation.gradients:
-    linear_activation.cpu.grad(*_rule.targets)(_rule.function)
+@linear_activation_dropout.cpu(residuals=["kept", "mask"])
+def _(x, weight, bias, base, *, activation, options, p, seed, offset, keep):
+    """What the activation's gradient needs is kept as it was before dropout."""
+    plain = linear_activation.cpu.implementation.forward
+    made = plain(x, weight, bias, activation=activation, options=options, keep=True)
+    if made is NotImplemented:
+        return made
+    y, kept = made
+    place = y if y is not kept or _fusible(activation, options).of_sign else None
+    made = dropout.cpu.implementation.forward(y, base, keep=keep, p=p, seed=seed, offset=offset, out=place)
+    if made is NotImplemented:
+        return made
+    y, mask = made
+    return (y, kept, mask) if keep else (y,)
+
+
+@linear_activation_dropout.cpu.grad(replaces_dy=True)
+def _(dy, kept, mask, *, activation, options, p, scratch=None):
+    dy = dropout.cpu.implementation.gradients[0].function(dy, mask, p=p, out=scratch)
+    rule = linear_activation.cpu.implementation.gradients[0]
+    return rule.function(dy, kept, activation=activation, options=options, scratch=dy)
+
+
+for _op in (linear_activation, linear_activation_dropout):
+    for _rule in linear.cpu.implementation.gradients:
+        _op.cpu.grad(*_rule.targets)(_rule.function)
 
 
 # --- CUDA: the activation's kernels with a bias, between the products of `linear` ----------------------------------
@@ -136,25 +210,61 @@ for _rule in linear.cpu.implementation.gradients:
 def _(x, weight, bias=None, *, activation, options, keep, out=None):
     from ..cuda.fused import linear_activation as forward
 
-    return forward(_fusible(activation, options), x, weight, bias, keep, out)
+    return forward(_fusible(activation, options), x, weight, bias, None, keep, out)
 
 
 @linear_activation.cuda.grad("bias", replaces_dy=True)
 def _(dy, bias, kept, *, activation, options, wanted, out=(None,), accumulate=(False,), scratch=None):
     from ..cuda.fused import activation_gradients as backward
 
-    return backward(_fusible(activation, options), dy, bias, kept, wanted[0], out[0], accumulate[0], scratch)
+    return backward(_fusible(activation, options), dy, bias, kept, None, wanted[0], out[0], accumulate[0], scratch)
 
 
-@linear_activation.cuda.grad("x")
-def _(dy, weight):
+@linear_activation_dropout.cuda(residuals=["kept"])
+def _(x, weight, bias, base, *, activation, options, p, seed, offset, keep, out=None):
+    from ..cuda.fused import linear_activation as forward
+
+    if not 0 <= p <= 1:
+        return NotImplemented
+    drops = Dropout(base, threshold_of(p), scale_of(p), seed, offset)
+    return forward(_fusible(activation, options), x, weight, bias, drops, keep, out)
+
+
+@linear_activation_dropout.cuda.grad("bias", replaces_dy=True)
+def _(
+    dy,
+    bias,
+    base,
+    kept,
+    *,
+    activation,
+    options,
+    p,
+    seed,
+    offset,
+    wanted,
+    out=(None,),
+    accumulate=(False,),
+    scratch=None,
+):
+    from ..cuda.fused import activation_gradients as backward
+
+    drops = Dropout(base, threshold_of(p), scale_of(p), seed, offset)
+    return backward(_fusible(activation, options), dy, bias, kept, drops, wanted[0], out[0], accumulate[0], scratch)
+
+
+def _input_gradient(dy, weight):
     from ..cuda.fused import input_gradient
 
     return input_gradient(dy, weight)
 
 
-@linear_activation.cuda.grad("weight")
-def _(dy, x, *, out=None, accumulate=False):
+def _weight_gradient(dy, x, *, out=None, accumulate=False):
     from ..cuda.fused import weight_gradient
 
     return weight_gradient(dy, x, out, accumulate)
+
+
+for _op in (linear_activation, linear_activation_dropout):
+    _op.cuda.grad("x")(_input_gradient)
+    _op.cuda.grad("weight")(_weight_gradient)

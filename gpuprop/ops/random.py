@@ -245,19 +245,25 @@ def _bad_probabilities(draw: Draw):
         yield ErrorSample(draw.normal(2), base, p=1.5, **key, error=OptionError, match="0 to 1.*1.5")
 
 
-def _threshold(p):
+def check_probability(name, p):
+    if not 0 <= p <= 1:
+        raise OptionError(f"{name}: expected p from 0 to 1, got {p}")
+
+
+def threshold_of(p):
     """An element stays where its lane is below this: (1 - p) of a lane's 2^32 values, rounded."""
     return round((1 - p) * 2**32)
 
 
 def _kept(xp, shape, base, p, seed, offset):
     """Which elements stay."""
-    threshold = _threshold(p)
+    threshold = threshold_of(p)
     drawn = xp.reshape(_lanes(xp, base, seed, offset, math.prod(shape)), shape)
     return drawn <= threshold - 1 if threshold else drawn != drawn
 
 
-def _scale(p):
+def scale_of(p):
+    """What the elements that stay are multiplied by."""
     return 1 / (1 - p) if p < 1 else 0.0
 
 
@@ -270,9 +276,8 @@ def dropout(xp, x, base, *, p, seed, offset):
     Raises: OptionError unless 0 <= p <= 1.
     Source: Srivastava et al. 2014, JMLR 15, section 10.
     """
-    if not 0 <= p <= 1:
-        raise OptionError(f"dropout: expected p from 0 to 1, got {p}")
-    return x * _kept(xp, x.shape, base, p, seed, offset) * _scale(p)
+    check_probability("dropout", p)
+    return x * _kept(xp, x.shape, base, p, seed, offset) * scale_of(p)
 
 
 @dropout.grad("x")
@@ -281,20 +286,20 @@ def _(xp, dy, base, *, p, seed, offset):
 
 
 @dropout.cpu(residuals=["kept"])
-def _(x, base, *, keep, p, seed, offset):
+def _(x, base, *, keep, p, seed, offset, out=None):
     """On a CPU drawing costs more than remembering one byte per element."""
     if not 0 <= p <= 1 or not x.ndim or x.dtype.kind != "f":
         return NotImplemented
     kept = _kept(HOST.xp, x.shape, base, p, seed, offset)
-    y = np.multiply(x, kept)
-    y *= _scale(p)
+    y = np.multiply(x, kept, out=out)
+    y *= scale_of(p)
     return y, kept
 
 
 @dropout.cpu.grad("x")
 def _(dy, kept, *, p, out=None):
     dx = np.multiply(dy, kept, out=out)
-    dx *= _scale(p)
+    dx *= scale_of(p)
     return dx
 
 
@@ -303,9 +308,9 @@ def _(x, base, *, p, seed, offset, out=None):
     """One pass; the mask is never written."""
     if not 0 <= p <= 1:
         return NotImplemented
-    return kernels.dropout(x, base, _threshold(p), _scale(p), seed, offset, out)
+    return kernels.dropout(x, base, threshold_of(p), scale_of(p), seed, offset, out)
 
 
 @dropout.cuda.grad("x")
 def _(dy, base, *, p, seed, offset, out=None):
-    return kernels.dropout(dy, base, _threshold(p), _scale(p), seed, offset, out)
+    return kernels.dropout(dy, base, threshold_of(p), scale_of(p), seed, offset, out)

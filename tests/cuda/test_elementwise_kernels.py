@@ -5,7 +5,8 @@ import pytest
 
 import gpuprop as gp
 from gpuprop._op import REGISTRY
-from gpuprop.cuda._elementwise import Elementwise
+from gpuprop.cuda import random
+from gpuprop.cuda._elementwise import Dropout, Elementwise
 from gpuprop.device import HOST, copy_to, require
 from gpuprop.testing import Draw
 
@@ -226,6 +227,40 @@ def test_results_are_written_where_they_are_wanted(op, options, dtype):
         result = function(out, on_the_device(kept), out=out, **options)
         assert result is out
         np.testing.assert_array_equal(out.get(), expected)
+
+
+@every_dtype
+@every_case
+def test_dropout_in_the_pass_of_a_bias(op, options, dtype):
+    """What dropout makes of y and of dy in a pass of its own: the same bits, but for the gradient where y is computed again."""
+    import cupy
+
+    binder, dtype = op.cuda.implementation.binder, dtype_of(dtype)
+    key = {
+        "base": on_the_device(np.array([3], np.uint64)),
+        "threshold": 2**31,
+        "scale": 2.0,
+        "seed": 5,
+        "offset": 2**33,
+    }
+    for shape in [(3, 7), (33, 12), (700, 136)]:
+        dy, x = map(on_the_device, draw(shape, dtype))
+        bias = on_the_device(draw(shape[1:], dtype)[1])
+        fused, y, dx, expected_dx = (cupy.empty_like(x) for _ in range(4))
+        db, expected_db = cupy.empty_like(bias), cupy.empty_like(bias)
+        binder.bias_forward(x, bias, fused, Dropout(**key), **options)
+        binder.bias_forward(x, bias, y, **options)
+        np.testing.assert_array_equal(fused.get(), random.dropout(y, **key).get())
+
+        kept = {"x": x, "y": fused}[binder.keeps_of(True)]
+        binder.bias_backward(dy, kept, bias, dx, db, Dropout(**key), **options)
+        kept = {"x": x, "y": y}[binder.keeps]
+        binder.bias_backward(random.dropout(dy, **key), kept, bias, expected_dx, expected_db, **options)
+        if binder.keeps_of(True) == binder.keeps:
+            np.testing.assert_array_equal(dx.get(), expected_dx.get())
+            np.testing.assert_array_equal(db.get(), expected_db.get())
+        else:
+            assert_agrees(dx.get(), expected_dx.get().astype(np.float64), dtype)
 
 
 def test_ops_with_kernels_are_found():
