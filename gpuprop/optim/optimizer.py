@@ -472,7 +472,9 @@ class Optimizer:
                 stop = min(start + length, values.size)
                 own = [array[: stop - start] for array in scratch]
                 part.spare.extend(own[self.scratch :])
-                part.blocks.append((*(array[start:stop] for array in (values, gradient, *states)), *own[: self.scratch]))
+                part.blocks.append(
+                    (*(array[start:stop] for array in (values, gradient, *states)), *own[: self.scratch])
+                )
                 if average is not None:
                     part.averages.append(average[start:stop])
             shares.append(part)

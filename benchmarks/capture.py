@@ -1,0 +1,82 @@
+"""A captured training step on a CPU: `python -m benchmarks.capture`, beside gpuprop's eager step, NumPy by hand, PyTorch and JAX.
+
+The floor is measured in the same run: the step's matrix products by NumPy, and one pass of Adam over its parameters.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+NETWORKS = {
+    "small": ([64, 64, 64, 10], 32, "relu"),
+    "middle": ([784, 256, 128, 10], 128, "relu"),
+    "wide": ([784, 1024, 1024, 10], 512, "relu"),
+    "huge": ([784, 2048, 2048, 2048, 10], 1024, "relu"),
+    "gelu": ([256, 512, 512, 512, 512, 16], 256, "gelu"),
+}
+
+
+def main(
+    networks: Annotated[str, typer.Option(help=f"Which, by commas: {', '.join(NETWORKS)}.")] = ",".join(NETWORKS),
+    smoke: Annotated[bool, typer.Option(help="A few seconds, to see that it runs; the figures mean little.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads for every contestant.")] = 2,
+) -> None:
+    """Times a captured Adam step beside others, in turns, and prints medians and ratios."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)  # before NumPy and PyTorch are imported
+
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    import gpuprop as gp
+
+    from . import mlp_steps as steps
+    from .harness import interleave
+
+    gp.set_default_device("cpu")
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+    except ImportError:
+        pass
+    makers = {
+        "gpuprop captured": steps.gpuprop_captured,
+        "gpuprop eager": steps.gpuprop_eager,
+        "numpy by hand": steps.by_hand,
+        "torch": steps.torch_eager,
+        "torch, fused Adam": steps.torch_fused,
+        "jax jit": steps.jax_jit,
+    }
+    table = Table("network", "who", "median", "10 % to 90 %", "captured takes")
+    for network in ["small"] if smoke else networks.split(","):
+        sizes, batch, activation = NETWORKS[network]
+        contestants, reference = {}, None
+        for name, make in makers.items():
+            try:
+                run = make(steps.Problem(sizes, batch, activation))
+            except (ImportError, NotImplementedError):
+                continue
+            first = steps.losses(run, 5)
+            reference = reference or first
+            np.testing.assert_allclose(first, reference, rtol=1e-3, err_msg=f"{name} computes something else")
+            contestants[name] = run
+        contestants["floor: products, Adam"] = steps.floor(steps.Problem(sizes, batch, activation))
+        timings = interleave(contestants, rounds=3 if smoke else 15, seconds=0.01 if smoke else 0.2)
+        ours, what = timings["gpuprop captured"].median, str(steps.Problem(sizes, batch, activation))
+        scale, unit = (1e6, "us") if ours < 1e-3 else (1e3, "ms")
+        for name, timing in timings.items():
+            low, high = timing.spread()
+            ratio = "" if name == "gpuprop captured" else f"{ours / timing.median:.2f}x {name.partition(':')[0]}"
+            figures = f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}"
+            table.add_row(what, name, *figures, ratio)
+            what = ""
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
