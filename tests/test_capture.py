@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -394,3 +395,30 @@ def test_captures_that_are_dropped_leave_nothing(place):
         del captured
     gc.collect()
     assert not any(reference() for reference in references)
+
+
+def test_1000_captures_leak_nothing():
+    weight = gp.ones(6, requires_grad=True)
+    x = gp.ones(4, 6)
+
+    def step(x):
+        weight.grad = None
+        loss = (x * weight).sum()
+        loss.backward()
+        return loss
+
+    def some(count):
+        for _ in range(count):
+            captured = gp.capture(step)
+            for _ in range(3):
+                captured(x)
+        del captured
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = some(300)  # caches fill
+        assert some(1000) - before < 20_000
+    finally:
+        tracemalloc.stop()
