@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from . import _matmul
+from ._op import REGISTRY
 from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder
-from ._tensor import Tensor, get_default_dtype
+from ._tensor import Tensor, arange, get_default_dtype
 from ._tree import flatten
+from .data.loader import DataLoader
 from .device import BACKENDS, backend_for, default_device, is_array
 from .errors import ArgumentError, CaptureError, OptionError
-from .tape import Mode, describe, tape
+from .tape import Mode, call, describe, no_grad, tape
 
 
-def capture(function: Callable | None = None, *, warmup: int = 1, recordings: int = 8) -> Any:
+def capture(function: Callable | None = None, *, warmup: int = 1, recordings: int = 8, batches: Any = None) -> Any:
     """Makes a function of tensors that is recorded once and then repeated without running its Python.
 
     The first `warmup` calls run as usual and are listened to; the next one is recorded, and the calls after it repeat what was recorded
@@ -32,16 +34,20 @@ def capture(function: Callable | None = None, *, warmup: int = 1, recordings: in
     Results are overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
 
     recordings: how many are kept; the one that was not used for longest goes first.
+    batches: a `gp.data.DataLoader`; the result is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and gathered
+    within the recording, so that nothing comes from the host.
     Raises: CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape depends on
     values, where a second run is not like the first, or for what it cannot return. Parameters are then as before the call, and
     `captured.eager(...)` is the function itself.
     """
     if function is None:
-        return functools.partial(capture, warmup=warmup, recordings=recordings)
+        return functools.partial(capture, warmup=warmup, recordings=recordings, batches=batches)
     if not callable(function):
         raise ArgumentError(f"capture: expected a function, got {type(function).__name__}")
     if warmup < 0 or recordings < 1:
         raise OptionError(f"capture: expected warmup >= 0 and recordings >= 1, got {warmup} and {recordings}")
+    if batches is not None:
+        return Loop(function, batches, warmup, recordings)
     return Captured(function, warmup, recordings)
 
 
@@ -123,6 +129,53 @@ class Captured:
 
     def __repr__(self) -> str:
         return f"<captured {getattr(self, '__qualname__', self.eager)}: {len(self._recordings)} recordings>"
+
+
+class Loop:
+    """A captured step and the batches that it runs on: `run(n)` makes n more steps.
+
+    Epochs follow one another in the orders that `for batch in loader` would have, drawn from the loader's generator. `epoch` counts those
+    that are done, `batch` the steps of the one that is running.
+    """
+
+    def __init__(self, step: Callable, loader: DataLoader, warmup: int, recordings: int):
+        if not isinstance(loader, DataLoader):
+            raise ArgumentError(f"capture: expected a gp.data.DataLoader as batches, got {type(loader).__name__}")
+        self.loader, self.step = loader, step
+        self.epoch = self.batch = 0
+        count, device = len(loader.dataset), loader.dataset.tensors[0].device
+        self._order = arange(count, device=device)  # of the epoch's samples
+        self._start = arange(1, device=device)  # of the next batch in it
+        self._begin = Captured(self._new_order, warmup, recordings)
+        self._next = Captured(self._step, warmup, recordings)
+
+    def __call__(self, n: int | None = None) -> Any:
+        """Makes n steps (None: as many as are left of the epoch), and returns the last one's result. Raises: OptionError for n < 1."""
+        if n is not None and n < 1:
+            raise OptionError(f"run: expected at least one step, got {n}")
+        result = None
+        for _ in range(len(self.loader) - self.batch if n is None else n):
+            if self.batch == 0:
+                self._begin()
+            left = len(self.loader.dataset) - self.batch * self.loader.batch_size
+            result = self._next(min(self.loader.batch_size, left))
+            self.batch += 1
+            if self.batch == len(self.loader):
+                self.epoch, self.batch = self.epoch + 1, 0
+        return result
+
+    def _new_order(self) -> None:
+        with no_grad():
+            if self.loader.shuffle:
+                self._order.copy_(self.loader.shuffled())
+            self._start.zero_()
+
+    def _step(self, size: int) -> Any:
+        with no_grad():
+            places = self._start + arange(size, device=self._start.device)
+            batch = self.loader.gather(call(REGISTRY["take"], (self._order, places), {"axis": 0}))
+            self._start += size
+        return self.step(*batch)
 
 
 def recorder_for(inputs: Sequence[Tensor], kind: type | None) -> StateRecorder:

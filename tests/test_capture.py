@@ -422,3 +422,54 @@ def test_1000_captures_leak_nothing():
         assert some(1000) - before < 20_000
     finally:
         tracemalloc.stop()
+
+
+# --- With its batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}, {"scale": 0.5}])
+def test_steps_on_the_batches_of_a_loader(place, options):
+    rng = np.random.default_rng(0)
+    data = (
+        gp.tensor(rng.standard_normal((30, 6), dtype=np.float32), device=place),
+        gp.tensor(rng.integers(0, 4, 30), device=place),
+    )
+
+    def made():
+        generator = gp.Generator(place, 9)
+        return Training(place), gp.data.DataLoader(data, batch_size=12, generator=generator, **options)
+
+    training, loader = made()
+    training.step = lambda x, labels: F.cross_entropy(training.model(x), labels)
+    expected = []
+    for _ in range(5):
+        for x, labels in loader:
+            training.optimizer.zero_grad()
+            loss = training.step(x, labels)
+            loss.backward()
+            training.optimizer.step()
+            expected.append(loss.item())
+    other, loader = made()
+
+    def step(x, labels):
+        other.optimizer.zero_grad()
+        loss = F.cross_entropy(other.model(x), labels)
+        loss.backward()
+        other.optimizer.step()
+        return loss
+
+    run = gp.capture(step, batches=loader)
+    found = [run(1).item() for _ in range(len(expected) - 4)]
+    found.append(run(4).item())
+    assert found == expected[:-4] + expected[-1:]
+    assert (run.epoch, run.batch) == (5, 0)
+    for a, b in zip(training.everything(), other.everything(), strict=True):
+        same(a, b)
+
+
+def test_what_is_no_loader_is_refused():
+    with pytest.raises(TypeError, match="DataLoader as batches, got list"):
+        gp.capture(lambda x: x, batches=[1, 2])
+    loader = gp.data.DataLoader(gp.ones(4, 2), batch_size=2)
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        gp.capture(lambda x: x.sum(), batches=loader)(0)

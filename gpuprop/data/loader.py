@@ -104,25 +104,28 @@ class DataLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        tensors = [t.detach() for t in self.dataset.tensors]
-        options: list[dict[str, Any]] = [gather_rows.defaults for _ in tensors]
-        if self.scale is not None:
-            options[0] = {"scale": self.scale, "shift": self.shift, "dtype": get_default_dtype()}
-        order = self._order()
+        count, device = len(self.dataset), self.dataset.tensors[0].device
+        if self.shuffle or self.scale is not None:
+            order = (self.shuffled() if self.shuffle else arange(count, device=device)).data
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            if order is None:  # copied, because a change of the batch must not reach the data set
-                yield tuple(Tensor(t.data[rows].copy()) for t in tensors)
-            else:
-                index = Tensor(order[rows])
-                yield tuple(call(gather_rows, (t, index), given) for t, given in zip(tensors, options))
+            if self.shuffle or self.scale is not None:
+                yield self.gather(Tensor(order[rows]))
+            else:  # copied, because a change of the batch must not reach the data set
+                yield tuple(Tensor(t.data[rows].copy()) for t in self.dataset.tensors)
 
-    def _order(self) -> Any:
-        """The samples in the order in which they come, on the data's device; None where they are taken in slices."""
-        count, device = len(self.dataset), self.dataset.tensors[0].device
-        if self.shuffle:
-            return randperm(count, generator=self.generator, device=device).data
-        return None if self.scale is None else arange(count, device=device).data
+    def shuffled(self) -> Tensor:
+        """The samples in a new order, drawn on the data's device."""
+        device = self.dataset.tensors[0].device
+        return randperm(len(self.dataset), generator=self.generator, device=device)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, ...]:
+        """The batch of the samples at an index."""
+        options: list[dict[str, Any]] = [gather_rows.defaults for _ in self.dataset.tensors]
+        if self.scale is not None:
+            options[0] = {"scale": self.scale, "shift": self.shift, "dtype": get_default_dtype()}
+        tensors = (t.detach() for t in self.dataset.tensors)
+        return tuple(call(gather_rows, (t, index), given) for t, given in zip(tensors, options))
 
 
 def random_split(dataset: Any, lengths: Sequence[float], generator: Any = None) -> tuple[TensorDataset, ...]:
