@@ -54,7 +54,7 @@ class Recorder:
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
         """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
         self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")
-        self.kind = self.kind or next((type(a) for a in arrays if is_array(a)), None)
+        self._see(arrays)
         return function, generic
 
     def hearing(self, name: str, function: Callable) -> Callable:
@@ -68,7 +68,11 @@ class Recorder:
 
     def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
         """Makes a call on arrays."""
+        self._see(args)
         return function(*args, **options)
+
+    def _see(self, values: Sequence) -> None:
+        self.kind = self.kind or next((type(value) for value in values if is_array(value)), None)
 
     def aside(self) -> contextlib.AbstractContextManager:
         """What is done in this context is done now, and not again."""
