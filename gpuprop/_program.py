@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,14 @@ OUT_BY_NAME = {np.maximum, np.minimum}  # NumPy 2.4 warns of a third argument
 REDUCTION = ("axis", "dtype", "out", "keepdims")  # the options of `ufunc.reduce` in the order of its arguments
 
 
+def label(node: Node) -> str:
+    """`add of linear`: a call and the op that asked for it."""
+    function = getattr(node.function, "__name__", "call")
+    ufunc = getattr(node.function, "__self__", None)
+    name = f"{ufunc.__name__}.{function}" if isinstance(ufunc, np.ufunc) else function
+    return f"{name} of {node.name}" if node.results or node.writes else node.name
+
+
 class Program:
     """Calls on fixed buffers: `for function, args in program.calls: function(*args)`.
 
@@ -31,6 +40,29 @@ class Program:
         self._lay_out(log)
         self._bound: dict[int, np.ndarray] = {}  # in place of the memory of an id, what is bound to it now
         self.calls = [self._call(node) for node in self.nodes]
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """How many calls, of what functions; which of them make new arrays each time; and the bytes of the buffers."""
+        return {
+            "nodes": len(self.nodes),
+            "calls": dict(Counter(label(node) for node in self.nodes).most_common()),
+            "allocating": dict(Counter(label(n) for n in self.nodes if n.results and not _has_out(n.function))),
+            "arena_bytes": self.arena_bytes,
+            "peak_bytes": self.least_bytes,
+        }
+
+    def dot(self) -> str:
+        """The calls in Graphviz' language, an arrow from each to those that read what it wrote."""
+        lines = ["digraph recording {", "  node [shape=box]"]
+        writers: dict[int, int] = {}  # id of memory -> the last call that wrote to it
+        for index, node in enumerate(self.nodes):
+            lines.append(f'  n{index} [label="{label(node)}"]')
+            sources = {writers[id(owner(a))] for a in node.reads() if id(owner(a)) in writers}
+            lines += [f"  n{source} -> n{index}" for source in sorted(sources)]
+            writers.update((id(owner(a)), index) for a in [*node.results, *node.writes])
+        return "\n".join([*lines, "}"])
 
     # --- buffers ------------------------------------------------------------------------------------------------
 
@@ -106,10 +138,9 @@ class Program:
         function, args = node.function, map_leaves(self._place, node.args)
         options = map_leaves(self._place, node.options)
         results = tuple(self._place(array) for array in node.results)
-        ufunc = isinstance(function, np.ufunc)
-        of_ufunc = isinstance(getattr(function, "__self__", None), np.ufunc)
+        ufunc, of_ufunc = isinstance(function, np.ufunc), _is_method_of_ufunc(function)
         if results:
-            if not (ufunc or of_ufunc or function in WITH_OUT):
+            if not _has_out(function):
                 copied = functools.partial(_copied, results, node.places, function, **options)
                 return (functools.partial(_copied_one, results[0], function, **options) if node.alone else copied), args
             options["out"] = results if len(results) > 1 else results[0]
@@ -122,6 +153,14 @@ class Program:
             usual = {"axis": 0, "dtype": None, "out": None, "keepdims": False}
             return function, (*args, *({**usual, **options}[name] for name in REDUCTION))
         return (functools.partial(function, **options) if options else function), args
+
+
+def _is_method_of_ufunc(function: Callable) -> bool:
+    return isinstance(getattr(function, "__self__", None), np.ufunc)
+
+
+def _has_out(function: Callable) -> bool:
+    return isinstance(function, np.ufunc) or _is_method_of_ufunc(function) or function in WITH_OUT
 
 
 def _copied_one(result: np.ndarray, function: Callable, *args: Any, **options: Any) -> None:

@@ -188,6 +188,14 @@ class Recording:
         """Moves the base of a generator on, behind the numbers that a run has drawn."""
         raise NotImplementedError
 
+    def report(self) -> dict[str, Any]:
+        """What a repetition consists of."""
+        raise NotImplementedError
+
+    def dot(self) -> str:
+        """It in Graphviz' language."""
+        raise NotImplementedError
+
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The buffers of the arguments."""
@@ -428,6 +436,15 @@ class CpuRecording(Recording):
         self.program = Program(recorder.log, recorder.pinned)
         self.users = [self.program.users(array) for array in self.input_arrays]
         self.bound = list(self.input_arrays)  # what the calls work on
+
+    def report(self) -> dict[str, Any]:
+        """What a repetition consists of: `nodes`, and how many of each in `calls`; those in `allocating` make new arrays and copy them;
+        and bytes: `arena_bytes`, of which arrays need `peak_bytes` at once, and `input_bytes`."""
+        return {**self.program.report(), "input_bytes": sum(array.nbytes for array in self.input_arrays)}
+
+    def dot(self) -> str:
+        """The calls in Graphviz' language."""
+        return self.program.dot()
 
     def repeat(self, arrays: Sequence[Any]) -> None:
         for i, array in enumerate(arrays):
