@@ -63,6 +63,7 @@ class Work(NamedTuple):
 
     plain: Runs
     fused: dict[tuple[Device, Any], Runs]
+    versions: list[list[Any]]  # of all parameters in them
 
 
 class Table(NamedTuple):
@@ -196,9 +197,9 @@ class Optimizer:
 
     def _step(self, work: Work, copies: list[tuple[Any, Any]], scale: Any, skipping: Any) -> None:
         """Makes the step that was prepared."""
-        runs = [*work.plain, *(each for members in work.fused.values() for each in members)]
-        for version in (version for _, run in runs for version in run.versions if len(version) > 1):
-            finish_sums(version)
+        for version in work.versions:
+            if len(version) > 1:
+                finish_sums(version)
         now = next(number)
         norm = None if self.max_grad_norm is None else self._norm(work)
         for place, members in work.fused.items():
@@ -208,9 +209,8 @@ class Optimizer:
         self._count(work, skipping is not None)
         if work.plain and not (skipping is not None and bool(Tensor(skipping))):
             self._step_plainly(work.plain, norm, scale)
-        for _, run in runs:
-            for version in run.versions:
-                version[0] = now
+        for version in work.versions:
+            version[0] = now
         for array, flat in copies:
             array[...] = flat.reshape(array.shape)
 
@@ -323,7 +323,7 @@ class Optimizer:
                 runs.append((index, run))
                 if not p.data.flags.c_contiguous:
                     copies.append((p.data, run.values))
-        work = self._work = Work([], {})
+        work = self._work = Work([], {}, [version for _, run in runs for version in run.versions])
         for index, run in runs:
             if run.shares or not run.values.size:
                 work.plain.append((index, run))
@@ -368,12 +368,13 @@ class Optimizer:
                 step = record["step"] = record["step"] + 1
             group, xp = self.param_groups[index], run.backend.xp
             with run.backend.scope(run.device):
-                factor = self._factor(xp, *(None if x is None else copy_to(x, run.device) for x in (norm, scale)))
-                update = functools.partial(self._update_share, xp, group, step, factor)
+                factor = None
+                if norm is not None or scale is not None:
+                    factor = self._factor(xp, *(None if x is None else copy_to(x, run.device) for x in (norm, scale)))
                 if len(run.shares) > 1:
-                    share(update, run.shares)
+                    share(functools.partial(self._update_share, xp, group, step, factor), run.shares)
                 elif run.shares:
-                    update(run.shares[0])
+                    self._update_share(xp, group, step, factor, run.shares[0])
 
     def _update_share(self, xp: Any, group: dict[str, Any], step: int, factor: Any, part: Share) -> None:
         if factor is None and not part.averages:
@@ -443,6 +444,11 @@ class Optimizer:
     def _loose_run(self, p: Tensor, names: tuple[str, ...]) -> Run:
         """A run of one parameter whose values or gradient the user put elsewhere; of copies where they are not in C order."""
         with device_scope(p.device):
+            if tape.recorder is not None and (p.grad.dtype != p.dtype or not p.grad.data.flags.c_contiguous):  # type: ignore[union-attr]
+                tape.recorder.refuse(
+                    f"a gradient of another dtype or layout than its parameter's in {self._name}.step",
+                    "assign gradients like their parameters",
+                )
             gradient = p.grad.data.astype(p.dtype, copy=False).reshape(-1)  # type: ignore[union-attr]
             states = [self._state[p][name].data.reshape(-1) for name in names]
             return self._run([p], names, p.data.reshape(-1), gradient, states)
@@ -492,7 +498,7 @@ class Optimizer:
         self._places: dict[tuple[Tensor, str], Place] = {}
         self._tables = [None] * len(self.param_groups)
         self._scratch: dict[Any, list[Any]] = {}
-        self._work = Work([], {})
+        self._work = Work([], {}, [])
         self._steppers = {}
         self._unsettled = False  # whether only the device knows how many steps were made
 
