@@ -5,7 +5,6 @@ The floor is measured in the same run: the step's matrix products by NumPy, and 
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -25,25 +24,16 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads for every contestant.")] = 2,
 ) -> None:
     """Times a captured Adam step beside others, in turns, and prints medians and ratios."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)  # before NumPy and PyTorch are imported
+    from .harness import interleave, rows, same_threads
+
+    same_threads(threads)
 
     import numpy as np
     from rich.console import Console
     from rich.table import Table
 
-    import gpuprop as gp
-
     from . import mlp_steps as steps
-    from .harness import interleave
 
-    gp.set_default_device("cpu")
-    try:
-        import torch
-
-        torch.set_num_threads(threads)
-    except ImportError:
-        pass
     makers = {
         "gpuprop captured": steps.gpuprop_captured,
         "gpuprop eager": steps.gpuprop_eager,
@@ -67,14 +57,9 @@ def main(
             contestants[name] = run
         contestants["floor: products, Adam"] = steps.floor(steps.Problem(sizes, batch, activation))
         timings = interleave(contestants, rounds=3 if smoke else 15, seconds=0.01 if smoke else 0.2)
-        ours, what = timings["gpuprop captured"].median, str(steps.Problem(sizes, batch, activation))
-        scale, unit = (1e6, "us") if ours < 1e-3 else (1e3, "ms")
-        for name, timing in timings.items():
-            low, high = timing.spread()
-            ratio = "" if name == "gpuprop captured" else f"{ours / timing.median:.2f}x {name.partition(':')[0]}"
-            figures = f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}"
-            table.add_row(what, name, *figures, ratio)
-            what = ""
+        unit = (1e6, "us") if timings["gpuprop captured"].median < 1e-3 else (1e3, "ms")
+        for row in rows(str(steps.Problem(sizes, batch, activation)), timings, "gpuprop captured", *unit):
+            table.add_row(*row)
     Console(width=None if Console().is_terminal else 120).print(table)
 
 

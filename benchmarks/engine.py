@@ -6,7 +6,6 @@ it is installed, PyTorch in eager mode.
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 from collections.abc import Callable
 from typing import Annotated
@@ -99,42 +98,26 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads for every contestant's matrix products.")] = 2,
 ) -> None:
     """Times gpuprop's eager mode beside NumPy by hand and PyTorch, in turns, and prints medians and ratios."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)  # before NumPy and PyTorch are imported
+    from .harness import interleave, rows, same_threads
+
+    same_threads(threads)
 
     from rich.console import Console
     from rich.table import Table
 
-    import gpuprop as gp
-
-    from .harness import interleave
-
-    gp.set_default_device("cpu")
-    try:
-        import torch
-
-        torch.set_num_threads(threads)
-    except ImportError:
-        pass
-    rounds, seconds = (3, 0.01) if smoke else (15, 0.2)
+    times, seconds = (3, 0.01) if smoke else (15, 0.2)
     small, middle = ([64, 64, 64, 10], 32), ([784, 1024, 1024, 10], 512)
     length = 100
-    rows = [
+    measured = [
         (f"chain of {length} ops on 16 elements, per op", chain(length), 1e6 / length, "us"),
         (f"Adam step, {'-'.join(map(str, small[0]))}, batch {small[1]}", steps(*small), 1e6, "us"),
         (f"Adam step, {'-'.join(map(str, middle[0]))}, batch {middle[1]}", steps(*middle), 1e3, "ms"),
     ]
     table = Table("what", "who", "median", "10 % to 90 %", "gpuprop takes")
-    for what, contestants, scale, unit in rows:
-        timings = interleave(contestants, rounds=rounds, seconds=seconds)
-        ours = timings["gpuprop"].median
-        for name, timing in timings.items():
-            low, high = timing.spread()
-            ratio = "" if name == "gpuprop" else f"{ours / timing.median:.2f}x {name}"
-            table.add_row(
-                what, name, f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}", ratio
-            )
-            what = ""
+    for what, contestants, scale, unit in measured:
+        timings = interleave(contestants, rounds=times, seconds=seconds)
+        for row in rows(what, timings, "gpuprop", scale, unit):
+            table.add_row(*row)
     peak, sum_of_parts = peak_memory(*middle)
     table.add_row(
         f"peak memory, {'-'.join(map(str, middle[0]))}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -42,3 +43,27 @@ def interleave(contestants: dict[str, Callable[[], object]], *, rounds: int, sec
                 run()
             timings[name].seconds.append((time.perf_counter() - start) / calls[name])
     return timings
+
+
+def same_threads(threads: int) -> None:
+    """Has every contestant compute on the CPU with as many threads. Call it before NumPy and PyTorch are imported."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    import gpuprop as gp
+
+    gp.set_default_device("cpu")
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+    except ImportError:
+        pass
+
+
+def rows(what: str, timings: dict[str, Timing], ours: str, scale: float, unit: str) -> Iterator[tuple[str, ...]]:
+    """Rows of a table: what, who, median, spread, and what `ours` takes of each other's median."""
+    for name, timing in timings.items():
+        low, high = timing.spread()
+        ratio = "" if name == ours else f"{timings[ours].median / timing.median:.2f}x {name.partition(':')[0]}"
+        yield what, name, f"{timing.median * scale:.3g} {unit}", f"{low * scale:.3g} to {high * scale:.3g}", ratio
+        what = ""
