@@ -8,6 +8,7 @@ have their own recorders that say how the calls on arrays are repeated.
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,6 +87,9 @@ class Recorder:
 
     def touches(self, leaf: Any, adding: bool = False) -> None:
         """The gradient of a leaf is going to change, or (adding) to be added to."""
+
+    def shows_array(self) -> None:
+        """The array of a tensor is asked for, by gpuprop or by the user."""
 
     def changes(self, tensor: Tensor) -> None:
         """A tensor was changed in place."""
@@ -299,6 +303,11 @@ class StateRecorder(Recorder):
         before_array, _ = self.leaves[leaf]
         if adding and leaf.grad is not None and leaf.grad._data is before_array:
             self.leaves[leaf] = (before_array, True)
+
+    def shows_array(self) -> None:
+        caller = sys._getframe(2)  # of the property `data`
+        if not caller.f_code.co_filename.startswith(LIBRARIES[0]):
+            self.refuse("the array of a tensor (.data), whose use would not be seen", "compute with the tensor")
 
     def changes(self, tensor: Tensor) -> None:
         version = tensor.version()

@@ -185,6 +185,8 @@ class Tensor:
     @property
     def data(self) -> Any:
         """The NumPy or CuPy array itself. Writes to it are not seen by the tape; assigning another array is."""
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.shows_array()
         return self._data
 
     @data.setter

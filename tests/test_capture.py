@@ -247,6 +247,7 @@ READS = {
     "if": lambda t: 1 if t.sum() > 0 else 2,
     "print": lambda t: repr(t),
     "mask": lambda t: t[t > 0],
+    "data": lambda t: t.data * 2,
 }
 
 

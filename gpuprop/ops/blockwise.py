@@ -30,7 +30,8 @@ def blockwise(op: Op, scratch: int, **choices: Callable) -> None:
     @op.cpu(residuals=["slope"])
     def forward(x, *, keep, out=None, **options):
         block = choices.get(next(iter(options.values()), "none"))
-        if x.dtype != np.float32 or not x.flags.c_contiguous or block is None:
+        flat = x.flags.c_contiguous and (out is None or out.flags.c_contiguous)
+        if x.dtype != np.float32 or not flat or block is None:
             y, slope = op.rule(HOST.xp, x, **options), op.gradients[0].function(HOST.xp, 1.0, x, **options)
             if out is not None:
                 np.copyto(out, y)
