@@ -593,7 +593,7 @@ def op(
     smooth: False where finite differences do not apply (integers, comparisons).
     spelling: where users say it otherwise than arrays first, then options (`einsum("ij->ji", x)`, `x.reshape(2, 3)`): a function of
         their arguments that returns (arrays, options by name). A call that names all required options needs none.
-    capturable: False where the result's shape depends on values, or a function of the arrays that says whether it does not.
+    capturable: False where a shape depends on values, or a function of the arrays that says whether none does.
 
     Raises: DeclarationError where the declaration breaks the contract.
     """

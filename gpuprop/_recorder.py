@@ -58,8 +58,8 @@ class Recorder:
         self._see(arrays)
         return function, generic
 
-    def hearing(self, name: str, function: Callable) -> Callable:
-        """A gradient rule or implementation as it is to be called."""
+    def hearing(self, name: str, function: Callable, kept: Sequence, again: bool) -> Callable:
+        """A gradient rule or implementation as it is to be called, with what was kept for it; again: perhaps not for the last time."""
         self.heard.append(f"gradient of {name}")
         return self.logged(name, function)
 
@@ -91,6 +91,10 @@ class Recorder:
     def shows_array(self) -> None:
         """The array of a tensor is asked for, by gpuprop or by the user."""
 
+    def early(self, array: Any) -> Early | None:
+        """A place for the gradient of an input of the op that is called, where it can be written before any walk."""
+        return None
+
     def changes(self, tensor: Tensor) -> None:
         """A tensor was changed in place."""
 
@@ -114,6 +118,27 @@ class Recorder:
 
     def refuse(self, what: str, instead: str) -> None:
         """Complains of what cannot be repeated."""
+
+
+class Early:
+    """A gradient that an op's forward implementation writes at once, where the gradient of a leaf lives; kept as a residual.
+
+    A walk that then asks for it there need not copy it. Whoever else is going to write there has it `leave` first.
+    """
+
+    def __init__(self, array: Any):
+        self.array, self.at_home = array, True
+
+    def leave(self) -> None:
+        """Goes to memory of its own."""
+        if self.at_home:
+            self.array, self.at_home = self.array.copy(), False
+
+    def brought_to(self, place: Any) -> Any:
+        """The gradient: in `place` if that is where it lives, else in memory of its own."""
+        if place is not self.array:
+            self.leave()
+        return self.array
 
 
 class Recording:
@@ -281,7 +306,7 @@ class StateRecorder(Recorder):
             if isinstance(t, Tensor) and id(t) not in self.inputs and self.is_lasting(t._data):
                 self.tensors.setdefault(id(t), (t, t._data, t._node is None))
         if not (op.capturable(arrays) if callable(op.capturable) else op.capturable):
-            self.refuse(f"{op.name}, whose result's shape depends on values", "compute that outside of the function")
+            self.refuse(f"{op.name}, where a shape depends on values", "compute that outside of the function")
         function, generic = super().listening(op, inputs, arrays, function, generic)
         if generic is not None:
             generic = (self.logged(op.name, generic[0]), *generic[1:])

@@ -585,7 +585,7 @@ class _Walk:
                     if native and native.overwrites_dy and mine and (native.replaces_dy or function is steps[-1][0]):
                         options[native.overwrites_dy] = dy  # nobody else refers to it, and no later step reads it
                     if recorder is not None:
-                        function = recorder.hearing(node.name, function)
+                        function = recorder.hearing(node.name, function, arguments, retain_graph)
                     if native and native.accumulates and useful is None:
                         gradients = self.write_in_place(function, dy, arguments, options, edges, targets, native)
                     else:
@@ -598,7 +598,7 @@ class _Walk:
                             for place in native.spends:
                                 kept[place] = None
                 elif recorder is not None:
-                    gradients = recorder.hearing(node.name, function)(dy, *arguments)
+                    gradients = recorder.hearing(node.name, function, arguments, retain_graph)(dy, *arguments)
                 else:
                     gradients = function(dy, *arguments)
                 for e in targets:

@@ -288,6 +288,12 @@ NUMBERED = [pytest.param(*c.values, int(c.id.rpartition("-")[2]), id=c.id) for c
 def test_a_recording_repeats_the_op(op, sample, index, dtype, place):
     """Recorded on one input and repeated on others: the results and gradients of the op, bit for bit."""
     device = require(place)
+    if (
+        device == "cuda"
+        and op.name in ("sort", "argsort")
+        and gp.device_report()["cuda"][0]["name"].startswith("cudasim")
+    ):
+        pytest.skip("the simulated GPU does not sort while it captures")
     options = {k: str(device) if v == "cpu" else v for k, v in sample.options.items()}
     seeds = [zlib.crc32(op.name.encode()), 1, 2]
     samples = [sample, *(drawn_again(op, index, seed) for seed in seeds[1:])]
@@ -318,7 +324,7 @@ def test_a_recording_repeats_the_op(op, sample, index, dtype, place):
         cotangents = [Tensor(copy_to(rng.standard_normal(s).astype(d), device)) for s, d in shapes]
         if not (op.capturable([t._data for t in given[0]]) if callable(op.capturable) else op.capturable):
             captured(given[0], *cotangents)
-            with pytest.raises(CaptureError, match=f"{op.name}, whose result's shape depends on values"):
+            with pytest.raises(CaptureError, match=f"{op.name}, where a shape depends on values"):
                 captured(given[0], *cotangents)
             return
         for turn in (0, 0, 1, 2, 0):

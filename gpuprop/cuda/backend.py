@@ -10,7 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..device import BACKENDS, Backend, Device, Namespace
+from ..device import BACKENDS, Backend, Device, Namespace, device_of
 from ..errors import BoundsError, Error, OptionError
 from ..tape import aside, keep, tape
 
@@ -63,6 +63,14 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
     return cupy.take_along_axis(x, indices, axis=axis)
 
 
+def repeat(x: Any, repeats: int | tuple[int, ...], axis: int | None = None) -> Any:
+    """Elements, or slices along an axis, so many times each."""
+    if isinstance(repeats, int):
+        return cupy.repeat(x, repeats, axis)
+    places = np.repeat(np.arange(x.size if axis is None else x.shape[axis]), repeats)
+    return cupy.take(x, BACKENDS[cupy.ndarray].asarray(places, device_of(x)), axis=axis)
+
+
 # What the namespace has beyond CuPy's, and the module whose kernels do it; `generic` has each of them too.
 NATIVE = {
     "index_add": "indexing",
@@ -97,6 +105,7 @@ class CudaBackend(Backend):
                 "getitem": "gpuprop.cuda.backend:getitem",
                 "take": "gpuprop.cuda.backend:take",
                 "take_along_axis": "gpuprop.cuda.backend:take_along_axis",
+                "repeat": "gpuprop.cuda.backend:repeat",
                 "matmul": "gpuprop.cuda.gemm:product",
                 **{name: f"gpuprop.cuda.products:{name}" for name in ("dot", "inner", "vdot", "tensordot", "einsum")},
                 **{

@@ -16,8 +16,8 @@ from typing import Any
 
 import cupy
 
-from .._recorder import Recording, StateRecorder, refusal
-from .._tensor import Tensor
+from .._recorder import Early, Recording, StateRecorder, refusal
+from .._tensor import Leaf, Tensor
 from ..errors import CaptureError, Error
 from ..tape import Mode
 from . import gemm
@@ -43,6 +43,9 @@ class GraphRecorder(StateRecorder):
         self.kept: list[Any] = []
         self.actions: list[Callable[[], Any]] = []
         self.graph: Any = None
+        self.called: Sequence = ()  # inputs of the op that is called
+        self.waiting: dict[Leaf, Early] = {}  # gradients that are at home before a walk has brought them there
+        self.expected: Early | None = None  # that of the record through which the walk goes
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -89,6 +92,28 @@ class GraphRecorder(StateRecorder):
         return array.data.mem is given.data.mem
 
     # --- what is called -----------------------------------------------------------------------------------------
+
+    def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
+        self.called = inputs
+        return super().listening(op, inputs, arrays, function, generic)
+
+    def early(self, array: Any) -> Early | None:
+        leaf = next((t._node for t in self.called if isinstance(t, Tensor) and t._data is array), None)
+        if type(leaf) is not Leaf or leaf in self.waiting or leaf.grad is not None or leaf.home is None or leaf.hooks:
+            return None
+        self.touches(leaf)  # a replay writes there: while there is no gradient
+        made = self.waiting[leaf] = Early(leaf.home())
+        return made
+
+    def hearing(self, name: str, function: Callable, kept: Sequence, again: bool) -> Callable:
+        self.expected = None if again else next((value for value in kept if type(value) is Early), None)
+        return super().hearing(name, function, kept, again)
+
+    def touches(self, leaf: Any, adding: bool = False) -> None:
+        super().touches(leaf, adding)
+        early = self.waiting.pop(leaf, None) if adding else None
+        if early is not None and early is not self.expected:
+            early.leave()
 
     def logged(self, name: str, function: Callable) -> Callable:
         return lambda *args, **options: self.run(name, function, args, options)

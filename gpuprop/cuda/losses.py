@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._recorder import Early
 from ..errors import Error
-from ..tape import ONE
+from ..tape import ONE, tape
 from . import column_sums
 from .rowwise import (
     LONGEST,
@@ -109,6 +110,8 @@ def bias_gradients(
     accumulate: tuple[bool, ...] = (False, False),
 ) -> tuple:
     """dx and dbias from those for dy = 1, None where each row has a dy: for dy = 1 at hand, else one launch."""
+    if type(dbias) is Early:
+        dbias = dbias.brought_to(out[1])
     if dy is not ONE and wanted[1]:
         rows = dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1])
         dbias, scaled_rows = column_sums.scaled_column_sums(rows, dy, out=out[1], accumulate=accumulate[1])
@@ -117,6 +120,14 @@ def bias_gradients(
         dx = scaled(dx, dy)
         dbias = _placed(dbias, out[1], accumulate[1])
     return _placed(dx, out[0], accumulate[0]), dbias
+
+
+def _gradient_of(bias: Any) -> tuple[Early | None, Any]:
+    """Where to write the gradient of a bias: in a recording where it will live, if it can."""
+    import cupy
+
+    early = None if tape.recorder is None else tape.recorder.early(bias)
+    return early, cupy.empty(bias.shape, bias.dtype) if early is None else early.array
 
 
 def _placed(gradient: Any, place: Any, accumulate: bool) -> Any:
@@ -232,7 +243,9 @@ class CrossEntropy:
             about = number(1 - label_smoothing), number(label_smoothing / columns)
         loss = cupy.empty(input.shape[:-1] if reduction == "none" else (), dtype)
         dlogits = cupy.empty(input.shape, dtype) if keep else None
-        dbias = cupy.empty(columns, dtype) if keep and bias is not None and reduction != "none" else None
+        early = dbias = None
+        if keep and bias is not None and reduction != "none":
+            early, dbias = _gradient_of(bias)
         to_bias: tuple = ()
         if bias is not None:
             own = None if dbias is None or not layout.packs else cupy.empty((blocks, columns), arithmetic(dtype))
@@ -260,7 +273,7 @@ class CrossEntropy:
             dlogits is not None and dbias is not None and not layout.packs
         ):  # the sums of so many columns are no thread's to hold
             column_sums.column_sums(dlogits.reshape(rows, columns), out=dbias)
-        return (loss, dlogits, dbias) if keep else (loss,)
+        return (loss, dlogits, dbias if early is None else early) if keep else (loss,)
 
     @staticmethod
     @functools.cache
@@ -354,7 +367,7 @@ class ElementLoss:
             return *made, column_sums.column_sums(made[1].reshape(-1, bias.size)) if reduced else None
         dtype, n, columns = input.dtype, input.size, bias.size
         loss, dx = self._results(input, keep, options)
-        dbias = cupy.empty(bias.shape, dtype) if reduced else None
+        early, dbias = _gradient_of(bias) if reduced else (None, None)
         if n or options["reduction"] != "none":
             rows, taken = n // columns, column_sums.columns_at_once(columns, dtype.itemsize)
             blocks = column_sums.grid(rows, columns, dtype.itemsize)
@@ -372,7 +385,7 @@ class ElementLoss:
             of_columns = cupy.empty((blocks[1], columns), arithmetic(dtype)), tickets
             sizes = launch.index(rows, n), launch.index(columns, n)
             function(blocks, (THREADS,), (*arrays, *of_loss, *of_columns, *sizes, *self._numbers(input, options)))
-        return (loss, dx, dbias) if keep else (loss,)
+        return (loss, dx, dbias if early is None else early) if keep else (loss,)
 
     def forward(self, *arrays: Any, keep: bool, **options: Any) -> Any:
         """The loss, and its gradients for dy = 1."""

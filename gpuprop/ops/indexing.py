@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,18 @@ def _getitem_spelling(x: Any, index: Any) -> tuple[tuple, dict]:
     return (x, *arrays), {"index": rest}
 
 
+def _without_masks(arrays: Sequence) -> bool:
+    """Whether nobody has to count what a mask chooses."""
+    return all(index.dtype != np.bool_ for index in arrays[1:])
+
+
 @op(
     samples=_getitem_samples,
     errors=_getitem_errors,
     spelling=_getitem_spelling,
     method="__getitem__",
     view=True,
-    capturable=lambda arrays: all(index.dtype != np.bool_ for index in arrays[1:]),  # masks choose how many
+    capturable=_without_masks,
 )
 def getitem(xp, x, *indices, index):
     """y = x[index]: a view by integers, slices, None and Ellipsis, a copy by arrays of integers or booleans.
@@ -141,7 +147,7 @@ def _index_add_spelling(shape: tuple[int, ...], index: Any, values: Any) -> tupl
     return (values, *arrays), {"shape": shape, "index": rest}
 
 
-@op(samples=_index_add_samples, errors=_index_add_errors, spelling=_index_add_spelling)
+@op(samples=_index_add_samples, errors=_index_add_errors, spelling=_index_add_spelling, capturable=_without_masks)
 def index_add(xp, values, *indices, shape, index):
     """Zeros of `shape` with y[index] += values; what is added to a position several times adds up.
 
