@@ -228,7 +228,7 @@ template <typename L, typename Label, bool SMOOTHED> struct Labels {
   const Label* labels;
   const T* weight;  // null: all 1
   long long ignore_index;
-  A smoothing;
+  A kept, spread;  // of a label's weight: what smoothing leaves there, and what each class gets of its own
   unsigned long long* words;  // of `chunks` sums of weights; all 0 before and after a launch
   int chunks;
   int *outside, *nothing;  // set where a label is no class; where a mean has nothing to divide by
@@ -263,7 +263,7 @@ template <typename L, typename Label, bool SMOOTHED> struct Labels {
       const A nan = A(0) / A(0);
       return {weight, -1, nan, nan};
     }
-    return {weight, int(label), SMOOTHED ? weight_of(label) * (A(1) - smoothing) : weight_of(label), SMOOTHED ? smoothing / A(columns) : A(0)};
+    return {weight, int(label), SMOOTHED ? weight_of(label) * kept : weight_of(label), SMOOTHED ? spread : A(0)};
   }
 
   // The sum of the weights of one chunk, by one warp.
@@ -314,7 +314,7 @@ template <typename L> struct Probabilities {
   static const int inputs = 2;
   static const bool one_hot = false;
   const T* weight;  // null: all 1
-  A on_label, everywhere;
+  A kept, spread;   // of a probability, and for every class
 
   struct Of {
     const T* weight;
@@ -325,7 +325,7 @@ template <typename L> struct Probabilities {
     }
   };
   __device__ __forceinline__ void read(long long, long long, int) const {}
-  __device__ __forceinline__ Of of(long long, long long, int, int) const { return {weight, -1, on_label, everywhere}; }
+  __device__ __forceinline__ Of of(long long, long long, int, int) const { return {weight, -1, kept, spread}; }
   __device__ __forceinline__ void announce(long long, int) const {}
   __device__ __forceinline__ A divisor(long long rows, int, A*) const { return A(rows); }
   __device__ __forceinline__ void finish(A) const {}

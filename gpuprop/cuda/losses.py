@@ -150,10 +150,10 @@ CHUNKS, OF_CHUNK = (
     128,
 )  # the labels are cut into so many chunks at most, of so many at least; one warp sums the weights of each
 LABELS = (
-    "const Label* labels, const T* weight, long long ignore_index, A smoothing, unsigned long long* words, int chunks, "
+    "const Label* labels, const T* weight, long long ignore_index, A kept, A spread, unsigned long long* words, int chunks, "
     "int* outside, int* nothing"
 )
-PROBABILITIES = "const T* probabilities, const T* weight, A on_label, A everywhere"
+PROBABILITIES = "const T* probabilities, const T* weight, A kept, A spread"
 ROWS = "T* loss, T* dlogits, A* partials, unsigned int* ticket, long long rows, int columns, int reduction"
 BIAS = "const T* bias, T* dbias, A* column_partials"
 BIASED_THREADS = 512  # per block: they share the sums of columns
@@ -230,6 +230,7 @@ class CrossEntropy:
             enough = max(processors // 2, rows * dtype.itemsize // column_sums.PARTIAL)
             blocks = blocks_for(rows, layout, min(RESIDENT // layout.threads * processors, enough))
         input, weight = launch.packed(input), weight if weight is None else launch.packed(weight)
+        shares = number(1 - label_smoothing), number(label_smoothing / columns)
         if by_label:
             if target.dtype.itemsize < 4 or target.dtype.kind == "u":
                 target = target.astype(np.int64)
@@ -237,10 +238,10 @@ class CrossEntropy:
             counters = launch.tickets(2 + 2 * chunks)  # a ticket, and words of 8 bytes
             words = np.uintp(counters.data.ptr + 8)
             flags = _raises(*self.outside(columns, ignore_index)), _raises(*self.nothing)
-            about: tuple = (np.int64(ignore_index), number(label_smoothing), words, np.int32(chunks), *flags)
+            about: tuple = (np.int64(ignore_index), *shares, words, np.int32(chunks), *flags)
         else:
             counters = launch.tickets(1)
-            about = number(1 - label_smoothing), number(label_smoothing / columns)
+            about = shares
         loss = cupy.empty(input.shape[:-1] if reduction == "none" else (), dtype)
         dlogits = cupy.empty(input.shape, dtype) if keep else None
         early = dbias = None
@@ -282,10 +283,10 @@ class CrossEntropy:
         if label:
             more = "_smoothed" if smoothed else ""
             types = f"typedef {INTEGERS[label]} Label;\ntypedef Labels<L, Label, {str(smoothed).lower()}> Target;"
-            arrays, target = "{logits}", "{labels, weight, ignore_index, smoothing, words, chunks, outside, nothing}"
+            arrays, target = "{logits}", "{labels, weight, ignore_index, kept, spread, words, chunks, outside, nothing}"
         else:
             label, more, types = "probabilities", "", "typedef Probabilities<L> Target;"
-            arrays, target = "{logits, probabilities}", "{weight, on_label, everywhere}"
+            arrays, target = "{logits, probabilities}", "{weight, kept, spread}"
         bias = "Bias<L>{bias, dbias, column_partials}" if biased else "NoBias()"
         body = f"cross_entropy<L, Target>({arrays}, Target{target}, {bias}, loss, dlogits, partials, ticket, rows, columns, reduction);"
         parameters = f"const T* logits, {PROBABILITIES if label == 'probabilities' else LABELS}, {ROWS}"
