@@ -31,18 +31,17 @@ class _Helper:
 
     def __init__(self) -> None:
         self.tasks: SimpleQueue = SimpleQueue()
-        self.done: SimpleQueue = SimpleQueue()
         threading.Thread(target=self._work, name="gpuprop", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            function, part = self.tasks.get()
+            function, part, done = self.tasks.get()
             try:
                 function(part)
-                self.done.put(None)
+                done.put(None)
             except BaseException as error:  # the thread that shared the work out raises it
-                self.done.put(error)
-            del function, part
+                done.put(error)
+            del function, part, done
 
 
 class _Helpers(threading.local):
@@ -65,13 +64,14 @@ _helpers = _Helpers()
 
 def share(function: Callable[[Any], Any], parts: Sequence[Any]) -> None:
     """Calls `function(part)` for each part, all at once, the first one in this thread."""
+    done: SimpleQueue = SimpleQueue()  # of this call: what an interrupted one has left behind is not taken for its own
     helpers = _helpers.first(len(parts) - 1)
     for helper, part in zip(helpers, parts[1:]):
-        helper.tasks.put((function, part))
+        helper.tasks.put((function, part, done))
     try:
         function(parts[0])
     finally:
-        errors = [helper.done.get() for helper in helpers]
+        errors = [done.get() for _ in helpers]
     for error in errors:
         if error is not None:
             raise error

@@ -240,7 +240,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(flowers):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single process")
 def test_interrupted_twice_it_stops_at_once_and_keeps_its_checkpoint():
     # An epoch of 629 steps over a wide network takes seconds: long enough to be cut.
-    options = ["train", "digits", "--hidden", "512,512", "--batch-size", 2, "--device", "cpu", "--out", "run"]
+    options = ["train", "digits", "--hidden", "1024,1024", "--batch-size", 2, "--device", "cpu", "--out", "run"]
     with start(*options) as process:
         while "device" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
