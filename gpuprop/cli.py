@@ -83,7 +83,10 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point of the command `gpuprop`."""
-    app(prog_name="gpuprop")
+    try:
+        app(prog_name="gpuprop")
+    finally:  # on the way out there is nothing left to interrupt
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _print_version(wanted: bool) -> None:
