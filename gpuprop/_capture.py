@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from . import _matmul
 from ._op import REGISTRY
 from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder
 from ._tensor import Tensor, arange, get_default_dtype
-from ._tree import flatten
+from ._tree import flatten, map_leaves
 from .data.loader import DataLoader
 from .device import BACKENDS, backend_for, default_device, is_array
 from .errors import ArgumentError, CaptureError, OptionError
@@ -31,7 +32,7 @@ def capture(function: Callable | None = None, *, warmup: int = 1, recordings: in
     schedule, clipping, dropout and batch normalisation. What is not on a tensor is as it was when recorded: numbers, branches, prints. A
     call records anew where shapes or dtypes of arguments, the mode of a module, which gradients are wanted or there, or the memory of
     parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by themselves.
-    Results are overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
+    Results are off the tape, and overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
 
     recordings: how many are kept; the one that was not used for longest goes first.
     batches: a `gp.data.DataLoader`; the result is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and gathered
@@ -61,15 +62,23 @@ class Captured:
         self.recording: Recording | None = None
         self._recordings: OrderedDict[int, Recording] = OrderedDict()  # the last used last
         self._listened: dict[Any, tuple[int, Recorder]] = {}  # by signature: how often, and who listened last
+        self._modules: list[Any] = []  # that the function calls
+        self._lock = threading.RLock()  # one call at a time: there is one set of buffers
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if tape.recorder is not None:  # part of what another capture records
             return self.eager(*args, **kwargs)
         arrays, structure = _arguments(args, kwargs)
-        recording = self.recording
-        if recording is not None and recording.structure == structure and recording.takes(arrays) and recording.fits():
-            return recording.play(arrays)
-        return self._call_otherwise(arrays, structure, args, kwargs)
+        with self._lock:
+            recording = self.recording
+            if (
+                recording is not None
+                and recording.structure == structure
+                and recording.takes(arrays)
+                and recording.fits()
+            ):
+                return recording.play(arrays)
+            return self._call_otherwise(arrays, structure, args, kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a method: bound to its object."""
@@ -82,37 +91,54 @@ class Captured:
                 self._recordings.move_to_end(key)
                 self.recording = recording
                 return recording.play(arrays)
-        signature = (structure, *((a.shape, a.dtype.str, type(a)) for a in arrays))
+        arrays_like = ((a.shape, a.dtype.str, type(a), a.flags.fnc) for a in arrays)
+        signature = (structure, *arrays_like, *(module.training for module in self._modules))
         times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:
             recorder = Recorder()
             with Mode(recorder=recorder):
-                result = self.eager(*args, **kwargs)
-            self._listened[signature] = times + 1, recorder
+                result = map_leaves(_detached, self.eager(*args, **kwargs))
+            if not self._modules:  # from now on signatures say which of them train
+                self._modules = recorder.modules
+                signature = (*signature, *(module.training for module in self._modules))
+            self._listen(signature, times + 1, recorder)
             return result
         self._listened.pop(signature, None)  # the next recording is of another state: it listens first, too
-        return self._record(structure, args, kwargs, listener)
+        return self._record(signature, structure, args, kwargs, listener)
 
-    def _record(self, structure: Any, args: tuple, kwargs: dict[str, Any], listener: Recorder | None) -> Any:
+    def _listen(self, signature: Any, times: int, recorder: Recorder) -> None:
+        """Remembers what was heard in a run."""
+        self._listened[signature] = times, recorder
+        while len(self._listened) > 4 * self.most:
+            self._listened.pop(next(iter(self._listened)))
+
+    def _record(
+        self, signature: Any, structure: Any, args: tuple, kwargs: dict[str, Any], listener: Recorder | None
+    ) -> Any:
         given, build = flatten((args, kwargs))
         held = [Tensor(_own(leaf)) if isinstance(leaf, Tensor) or is_array(leaf) else leaf for leaf in given]
         inputs = [t for t in held if isinstance(t, Tensor)]
-        plain = [
-            t._data if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t for t, leaf in zip(held, given)
-        ]
         recorder = recorder_for(inputs, listener.kind if listener is not None else None)
+        plain = [
+            recorder.plainly(t._data) if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t
+            for t, leaf in zip(held, given)
+        ]
         held_args, held_kwargs = build(plain)
         try:
             with Mode(recorder=recorder), recorder.recording():
                 result = self.eager(*held_args, **held_kwargs)
-                if listener is not None:
-                    _compare(listener.heard, recorder.heard)
+                differs = listener is not None and listener.heard != recorder.heard
+                if differs and listener.state == recorder.state:  # type: ignore[union-attr]
+                    raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
                 recorder.returns(result)
             recording = recorder.finish()
         except BaseException:
             recorder.undo()
             raise
         recorder.settle()
+        if differs:  # in another mode than what was listened to: the next call of this one is recorded
+            self._listen(signature, self.warmup, recorder)
+            return recording.results()
         recording.structure = structure
         self.recording = recording
         self._recordings[id(recording)] = recording
@@ -228,7 +254,14 @@ def _structure(value: Any, arrays: list[Any]) -> Any:
         raise CaptureError(
             f"capture: expected tensors, arrays, and other arguments that can be compared, got {type(value).__name__}"
         ) from None
-    return value
+    return type(value), repr(value) if isinstance(
+        value, float
+    ) else value  # 1, 1.0 and True are equal, as are 0.0 and -0.0
+
+
+def _detached(leaf: Any) -> Any:
+    """A result as repeated runs return it: off the tape."""
+    return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
 
 
 def _own(leaf: Any) -> Any:
@@ -237,11 +270,11 @@ def _own(leaf: Any) -> Any:
     return array.copy(order="K")
 
 
-def _compare(first: list[str], second: list[str]) -> None:
-    """Raises CaptureError where two runs did not call the same ops."""
-    for index, (a, b) in enumerate(zip([*first, None], [*second, None])):
-        if a != b:
-            raise CaptureError(
-                f"capture: expected two runs that call the same ops, got {a or 'no more'} as call {index + 1} of the first "
-                f"and {b or 'no more'} of the second; take out what changes from call to call, or let more runs warm up"
-            )
+def _difference(first: list[str], second: list[str]) -> CaptureError:
+    """What to raise where two runs in the same state did not call the same ops."""
+    pairs = enumerate(zip([*first, "no more"], [*second, "no more"]), 1)
+    index, (a, b) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+    return CaptureError(
+        f"capture: expected two runs that call the same ops, got {a} as call {index} of the first and {b} of the second; "
+        "take out what changes from call to call, or let more runs warm up"
+    )

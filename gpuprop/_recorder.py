@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ._op import REGISTRY
 from ._program import Program
 from ._tensor import Tensor, finish_sums, number
-from ._trace import Log, Node, ValueNeeded, owner
-from ._tree import flatten
+from ._trace import Log, Node, ValueNeeded, owner, plain
+from ._tree import flatten, map_leaves
 from .device import BACKENDS, device_of, is_array
 from .errors import CaptureError
 from .tape import Mode, describe, tape
@@ -51,10 +52,13 @@ class Recorder:
     def __init__(self) -> None:
         self.heard: list[str] = []
         self.kind: type | None = None  # of the arrays that ops were called with
+        self.modules: list[Any] = []  # that were called, and those below them
+        self.state: list[Any] = []  # which of them train, and which inputs of ops want gradients
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
         """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
         self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")
+        self.state.append([isinstance(t, Tensor) and t._node is not None for t in inputs])
         self._see(arrays)
         return function, generic
 
@@ -82,11 +86,15 @@ class Recorder:
     def keeps(self, value: Any) -> None:
         """Something that was made aside is used in every run."""
 
-    def creates(self, array: Any) -> None:
-        """An array of constants was made."""
+    def plainly(self, values: Any) -> Any:
+        """Arrays, or a tuple of them, as the function is to see them that computes with them itself."""
+        return values
+
+    def shares(self, array: Any) -> None:
+        """A tensor was made that shares the memory of an array."""
 
     def touches(self, leaf: Any, adding: bool = False) -> None:
-        """The gradient of a leaf is going to change, or (adding) to be added to."""
+        """The gradient of a leaf is going to change, or (adding) to be added to, or read."""
 
     def shows_array(self) -> None:
         """The array of a tensor is asked for, by gpuprop or by the user."""
@@ -100,6 +108,10 @@ class Recorder:
 
     def calls(self, module: Any) -> None:
         """A module is called."""
+        for each in module.modules():
+            if not any(each is known for known in self.modules):
+                self.modules.append(each)
+                self.state.append(each.training)
 
     def reserves(self, generator: Any, blocks: int) -> None:
         """Blocks of a random stream were taken."""
@@ -148,14 +160,22 @@ class Recording:
 
     def __init__(self, recorder: StateRecorder):
         self.input_arrays = recorder.input_arrays
-        self.specs = [(type(a), a.shape, a.dtype) for a in self.input_arrays]
+        self.specs = [(type(a), a.shape, a.dtype, a.flags.fnc) for a in self.input_arrays]
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
+        known = {id(module) for module in recorder.modules}
+        self.parts = [
+            (module.__dict__, name, value)
+            for module in recorder.modules
+            for name, value in module.__dict__.items()
+            if isinstance(value, Tensor) or id(value) in known
+        ]
         self.leaves = []
         for leaf, (before, added_to) in recorder.leaves.items():
             after = leaf.grad
             stayed = after is not None and after._data is before  # then the run read it, or wrote over it
             self.leaves.append((leaf, before, added_to or stayed, after))
+        self.hooked = [(leaf, bool(leaf.hooks)) for leaf in recorder.leaves]
         self.versions = recorder.versions
         self.generators = [(g, g.seed, offset, blocks) for g, (offset, blocks) in recorder.generators.items()]
         self.guards = recorder.guards
@@ -166,8 +186,8 @@ class Recording:
     def takes(self, arrays: Sequence[Any]) -> bool:
         """Whether arguments have the recorded shapes and dtypes, and are on the recorded device."""
         return all(
-            a.shape == shape and a.dtype == dtype and type(a) is kind
-            for a, (kind, shape, dtype) in zip(arrays, self.specs)
+            a.shape == shape and a.dtype == dtype and type(a) is kind and a.flags.fnc == fortran
+            for a, (kind, shape, dtype, fortran) in zip(arrays, self.specs)
         )
 
     def fits(self) -> bool:
@@ -184,8 +204,14 @@ class Recording:
                     return False
             elif grad is None or (added_to and grad._data is not before):
                 return False
+        for leaf, hooked in self.hooked:
+            if bool(leaf.hooks) is not hooked:
+                return False
         for module, training in self.modules:
             if module.training is not training:
+                return False
+        for attributes, name, value in self.parts:
+            if attributes.get(name) is not value:
                 return False
         for generator, seed, offset, _ in self.generators:
             if generator.seed != seed:
@@ -251,6 +277,17 @@ class Played(Tensor):
             )
         return self._array
 
+    @_data.setter
+    def _data(self, array: Any) -> None:  # a copy, or a tensor that was given an array of its own, is an ordinary one
+        self.__class__ = Tensor  # type: ignore[assignment]
+        self.__dict__.clear()
+        self._data = array
+
+    def _aliases(self, other: Tensor) -> None:  # type: ignore[override]
+        array = other.__dict__.pop("_data")
+        other.__class__ = Played
+        other.__dict__.update(_array=array, _recording=self._recording, _generation=self._generation)
+
 
 class StateRecorder(Recorder):
     """A recorder of a run that will be repeated: notes the state that the run meets and leaves behind, and how to undo it."""
@@ -262,11 +299,11 @@ class StateRecorder(Recorder):
         self.mode = tape.mode
         self.input_arrays = [t._data for t in inputs]
         self.inputs = {id(t) for t in inputs}
+        self.given_versions = [t.version() for t in inputs]
         self.tensors: dict[int, tuple[Tensor, Any, bool]] = {}
         self.leaves: dict[
             Any, tuple[Any, bool]
         ] = {}  # leaf -> (array of its gradient before, whether that was added to)
-        self.modules: list[Any] = []
         self.versions: list[list[int]] = []
         self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
         self.guards: list[Callable[[], bool]] = []
@@ -288,6 +325,7 @@ class StateRecorder(Recorder):
         if isinstance(result, Tensor) and id(result) in self.tensors:
             return result  # a parameter, say
         array = result._data if isinstance(result, Tensor) else result
+        array = plain(array)
         if not is_array(array):
             raise CaptureError(
                 f"capture: expected a function that returns tensors, got {type(array).__name__}; "
@@ -336,6 +374,8 @@ class StateRecorder(Recorder):
 
     def changes(self, tensor: Tensor) -> None:
         version = tensor.version()
+        if any(version is given for given in self.given_versions):
+            self.refuse("a change of an argument in place", "compute a new tensor, or change a copy (.clone())")
         if not any(version is known for known in self.versions):
             self.versions.append(version)
 
@@ -347,12 +387,7 @@ class StateRecorder(Recorder):
             for p in group["params"]:
                 self.tensors.setdefault(id(p), (p, p._data, p._node is None))
                 if p._leaf is not None:
-                    self.touches(p._leaf)
-
-    def calls(self, module: Any) -> None:
-        for each in module.modules():
-            if not any(each is known for known in self.modules):
-                self.modules.append(each)
+                    self.touches(p._leaf, adding=True)
 
     def reserves(self, generator: Any, blocks: int) -> None:
         if generator not in self.generators:
@@ -394,19 +429,24 @@ class CpuRecorder(StateRecorder):
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__(inputs)
         self.log = Log(self.save)
+        self.foreign: set[int] = set()  # ids of owners of NumPy arrays that the function made tensors of
+        self.kept: list[np.ndarray] = []  # those owners
         self.pinned: set[int] = set()
         self.saved: set[int] = set()
         for t in inputs:
+            self.log.given.add(id(owner(t._data)))
             self.log.made[id(owner(t._data))] = owner(t._data)
             self.pinned.add(id(owner(t._data)))
 
     def logged(self, name: str, function: Callable) -> Callable:
-        return lambda *args, **options: self.run(name, function, args, options)
+        op = REGISTRY.get(name)
+        known = op is None or op.__module__.startswith("gpuprop.")
+        return lambda *args, **options: self.run(name, function, args, options, known)
 
-    def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any]) -> Any:
+    def run(self, name: str, function: Callable, args: Sequence, options: dict[str, Any], known: bool = True) -> Any:
         begin = len(self.log.nodes)
         try:
-            return self.log.run(name, function, tuple(args), options)
+            return self.log.run(name, function, tuple(args), options, known)
         except ValueNeeded as needed:
             del self.log.nodes[begin:]
             self.refuse(f"{name}, which reads values on the host ({needed})", "compute that outside of the function")
@@ -414,13 +454,22 @@ class CpuRecorder(StateRecorder):
     def save(self, array: np.ndarray) -> None:
         """Keeps the values of memory that was there before the run, to put them back if the run fails."""
         root = owner(array)
+        if id(root) in self.log.given:
+            self.refuse("a change of an argument in place", "compute a new tensor, or change a copy (.clone())")
+        if id(root) in self.foreign:
+            self.refuse("a change of an array that gp.asarray shares", "say gp.tensor, which copies")
         if id(root) in self.log.lasting and id(root) not in self.saved:
             self.saved.add(id(root))
             values = root.copy()
             self.undone.append(lambda: np.copyto(root, values))
 
-    def creates(self, array: Any) -> None:
-        self.log.create(array)
+    def plainly(self, values: Any) -> Any:
+        return map_leaves(self.log.traced, values)
+
+    def shares(self, array: Any) -> None:
+        if self.is_lasting(array) and id(owner(array)) not in self.log.lasting:
+            self.foreign.add(id(owner(array)))
+            self.kept.append(owner(array))
 
     def is_lasting(self, array: Any) -> bool:
         return id(owner(array)) not in self.log.made
@@ -469,6 +518,7 @@ class CpuRecording(Recording):
         super().__init__(recorder)
         self.program = Program(recorder.log, recorder.pinned)
         self.users = [self.program.users(array) for array in self.input_arrays]
+        self.known = {*recorder.log.made, *recorder.log.lasting, id(owner(self.program.arena))}
         self.bound = list(self.input_arrays)  # what the calls work on
 
     def report(self) -> dict[str, Any]:
@@ -493,8 +543,9 @@ class CpuRecording(Recording):
     def _bind(self, i: int, array: np.ndarray) -> None:
         """Has the calls work on an argument where it lies, or on a copy of one that lies otherwise than recorded."""
         own = self.input_arrays[i]
-        usable = array.flags.c_contiguous and own.flags.c_contiguous and array.flags.aligned
-        value = array if usable and array.nbytes > SMALL else own
+        usable = array.nbytes > SMALL and array.flags.c_contiguous and own.flags.c_contiguous and array.flags.aligned
+        # What the calls write to, such as an earlier result, cannot be what they read their arguments from.
+        value = array if usable and id(owner(array)) not in self.known else own
         if value is own and array is not own:
             np.copyto(own, array)
         if value is not self.bound[i]:

@@ -306,6 +306,8 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that walks have added up here, or None before the first and after `zero_grad()`."""
+        if _tape.tape.recorder is not None and self._leaf is not None:
+            _tape.tape.recorder.touches(self._leaf, adding=True)
         return self._leaf.grad if self._leaf is not None else None
 
     @grad.setter
@@ -378,17 +380,24 @@ class Tensor:
         if leaf.retain not in (self._node.hooks or ()):
             self.register_hook(leaf.retain)
 
+    _aliases: Callable[[Tensor], None] | None = None  # tells a tensor that it shows part of this one's memory
+
     def detach(self) -> Tensor:
         """The same memory without the tape."""
         result = Tensor(self._data)
         result._version = self.version()
+        if self._aliases is not None:
+            self._aliases(result)
         return result
 
     # --- values on the host -------------------------------------------------------------------------------------
 
-    def _peek(self) -> np.ndarray:
+    def _forbid_in_recording(self) -> None:
         if _tape.tape.recorder is not None:
             _tape.tape.recorder.refuse("a read of a value on the host", "return the tensor and read it after the call")
+
+    def _peek(self) -> np.ndarray:
+        self._forbid_in_recording()
         return BACKENDS[type(self._data)].to_host(self._data)
 
     def numpy(self) -> np.ndarray:
@@ -447,6 +456,7 @@ class Tensor:
 
     def __dlpack__(self, **options: Any) -> Any:
         self._forbid_hidden_exit("__dlpack__")
+        self._forbid_in_recording()
         return self._data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -457,6 +467,7 @@ class Tensor:
         if not hasattr(type(self._data), "__cuda_array_interface__"):
             raise AttributeError("__cuda_array_interface__: this tensor is not on a GPU")
         self._forbid_hidden_exit("__cuda_array_interface__")
+        self._forbid_in_recording()
         return self._data.__cuda_array_interface__
 
     # --- copies -------------------------------------------------------------------------------------------------
@@ -512,7 +523,7 @@ class Tensor:
             raise GraphError(f"deepcopy: expected a leaf, got a result of {self._node.name}; use .detach() or .clone()")
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied._restore(self._data.copy(), self.requires_grad)
+        copied._restore(_tape.compute(_copied, self._data), self.requires_grad)
         if self.grad is not None:
             copied.grad = Tensor(self.grad.data.copy())
         return copied
@@ -756,14 +767,18 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
         and default_device().type == "cpu"
     ):
         array = data if dtype is None or given == dtype else _tape.compute(_cast, data, dtype)
-        return _tape.compute(_copied, array) if copy and array is data else array
+        if copy and array is data:
+            return _tape.compute(_copied, array)
+        if array is data and _tape.tape.recorder is not None:
+            _tape.tape.recorder.shares(array)
+        return array
     place = require(device) if device is not None else None
     if is_array(data):
         array = data
         place = place or (default_device() if isinstance(data, np.ndarray) else device_of(data))
     else:
         array = _from_python(data, dtype)
-        copy = False
+        copy = _tape.tape.recorder is not None  # its values are the same at the start of every run
         place = place or default_device()
     if isinstance(array, np.ndarray):
         array = host_array("tensor", array)
@@ -772,7 +787,11 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
     if dtype is not None and array.dtype != dtype:
         array, copy = _tape.compute(_cast, array, dtype), False
     moved = copy_to(array, place)
-    return _tape.compute(_copied, moved) if copy and moved is array else moved
+    if copy and (moved is array or _tape.tape.recorder is not None):
+        return _tape.compute(_copied, moved)
+    if moved is array and _tape.tape.recorder is not None:
+        _tape.tape.recorder.shares(array)
+    return moved
 
 
 def host_array(name: str, array: np.ndarray) -> np.ndarray:
@@ -871,8 +890,7 @@ def _creator(name: str, doc: str, takes_fill: bool = False) -> Callable:
                 made = Tensor(xp.full(sizes, fill, kind) if takes_fill else getattr(xp, name)(sizes, kind))
             except Exception as error:
                 raise explained(error, name, f"{kind} {sizes}") from error
-            if _tape.tape.recorder is not None:
-                _tape.tape.recorder.creates(made._data)
+            made._data = _tape.anew(made._data)
         return made.requires_grad_() if requires_grad else made
 
     create.__name__ = create.__qualname__ = name
@@ -922,7 +940,7 @@ def _on_device(name: str, args: tuple, dtype: Any, device: Any, requires_grad: b
     kind = _default_dtype if dtype is None and floating else as_dtype(name, dtype)
     with device_scope(place):
         try:
-            made = Tensor(getattr(backend_for(place).xp, name)(*map(_plain, args), dtype=kind))
+            made = Tensor(_tape.anew(getattr(backend_for(place).xp, name)(*map(_plain, args), dtype=kind)))
         except Exception as error:
             raise explained(error, name, ", ".join(map(repr, args))) from error
     return made.requires_grad_() if requires_grad else made

@@ -57,26 +57,43 @@ class Log:
         self.nodes: list[Node] = []
         self.made: dict[int, np.ndarray] = {}  # memory that a node has filled, by id of its owner
         self.lasting: dict[int, np.ndarray] = {}  # memory that was there before, and stays: parameters, running means
+        self.given: set[int] = set()  # ids of owners of arguments, which are not to be changed
         self.name = ""  # of the op that is running
 
     # --- called by a recording ----------------------------------------------------------------------------------
 
-    def run(self, name: str, function: Callable, args: tuple, options: dict[str, Any]) -> Any:
-        """Calls an op's implementation on arrays, and logs what it does."""
+    def run(self, name: str, function: Callable, args: tuple, options: dict[str, Any], known: bool = True) -> Any:
+        """Calls an op's implementation on arrays, and logs what it does.
+
+        known: it is gpuprop's own. What another one does with arrays may be more than NumPy tells of, so it is one node as a whole.
+        """
         leaves, build = flatten((args, options))
         for leaf in leaves:
             if isinstance(leaf, np.ndarray):
                 self._know(leaf)
         self.name, begin = name, len(self.nodes)
-        try:
-            traced_args, traced_options = build([self.traced(leaf) for leaf in leaves])
-            result = function(*traced_args, **traced_options)
-        except ValueNeeded:
+        if known:
+            try:
+                traced_args, traced_options = build([self.traced(leaf) for leaf in leaves])
+                result = map_leaves(plain, function(*traced_args, **traced_options))
+                if all(self._is_known(leaf) for leaf in flatten(result)[0]):
+                    return result
+            except ValueNeeded:
+                pass
             if any(node.writes for node in self.nodes[begin:]):
-                raise  # it cannot be undone
+                raise ValueNeeded(name)  # it cannot be undone
             del self.nodes[begin:]
-            result = self.call(function, args, options)
-        return map_leaves(_plain, result)
+        places = [
+            leaf for leaf in flatten((options.get("out"), options.get("scratch")))[0] if isinstance(leaf, np.ndarray)
+        ]
+        return map_leaves(plain, self.call(functools.partial(_fresh, function), args, options, tuple(places)))
+
+    def _is_known(self, leaf: Any) -> bool:
+        """Whether a result is no array, or lies in memory whose origin is known."""
+        if isinstance(leaf, np.generic):
+            return False
+        key = id(owner(leaf)) if isinstance(leaf, np.ndarray) else None
+        return key is None or key in self.made or key in self.lasting
 
     def create(self, array: np.ndarray) -> None:
         """Says that the recorded function made an array of constants: it holds them again at the start of every call."""
@@ -89,7 +106,7 @@ class Log:
         self, function: Callable, args: tuple, options: dict[str, Any], writes: tuple = (), acts: bool = False
     ) -> Any:
         """Makes one call on plain arrays and logs it, unless it only looks at memory from another side."""
-        args, options, writes = map_leaves(_plain, (args, options, writes))
+        args, options, writes = map_leaves(plain, (args, options, writes))
         reads = [leaf for leaf in flatten((args, options))[0] if isinstance(leaf, np.ndarray)]
         for array in writes:
             self._before_write(array, sum(leaf is array for leaf in reads) > 1 or "out" not in options)
@@ -128,7 +145,7 @@ class Log:
 
     def _before_write(self, array: np.ndarray, also_read: bool) -> None:
         root = owner(array)
-        if id(root) in self.lasting:
+        if id(root) in self.lasting or id(root) in self.given:
             self.save(array)
         elif id(root) not in self.made:  # constants of the implementation
             self.made[id(root)] = root
@@ -139,7 +156,12 @@ class Log:
         self.nodes.append(Node(self.name, np.copyto, (array, array.copy()), {}, writes=(array,)))
 
 
-def _plain(leaf: Any) -> Any:
+def _fresh(function: Callable, *args: Any, **options: Any) -> Any:
+    """What a function returns, in memory of its own: which of its arguments it returns may depend on values."""
+    return map_leaves(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, function(*args, **options))
+
+
+def plain(leaf: Any) -> Any:
     return np.ndarray.view(leaf, np.ndarray) if type(leaf) is Traced else leaf
 
 
@@ -183,17 +205,31 @@ class Traced(np.ndarray):
     def __array_function__(self, function: Callable, types: Any, args: Any, options: Any) -> Any:
         log = self.log
         if function in _OF_SHAPES:
-            return function(*map_leaves(_plain, args), **map_leaves(_plain, options))
+            return function(*map_leaves(plain, args), **map_leaves(plain, options))
         if function in _COMPOSED:
             return function._implementation(*args, **options)  # type: ignore[attr-defined]
         if function in _CREATING:
-            made = function(*map_leaves(_plain, args), **map_leaves(_plain, options))
+            made = function(*map_leaves(plain, args), **map_leaves(plain, options))
             if function in (np.empty, np.empty_like):
                 return log.empty(made)
             log.create(made)
             return log.traced(made)
         out = args[0] if function in _IN_PLACE else options.get("out")
         return log.call(function, args, options, writes=() if out is None else (out,))
+
+    def mean(self, *args: Any, **options: Any) -> Any:
+        return self._statistic(np.ndarray.mean, args, options)
+
+    def var(self, *args: Any, **options: Any) -> Any:
+        return self._statistic(np.ndarray.var, args, options)
+
+    def std(self, *args: Any, **options: Any) -> Any:
+        return self._statistic(np.ndarray.std, args, options)
+
+    def _statistic(self, method: Callable, args: tuple, options: dict[str, Any]) -> Any:
+        if self.dtype == np.float16:  # ends in np.float16(array), of which NumPy does not tell
+            return self.log.call(method, (self, *args), options)
+        return method(self, *args, **options)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.log.call(_setitem, (self, key, value), {}, writes=(self,))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._tensor import Leaf, Tensor, _cast, as_data, host_array, number
+from ._tensor import Leaf, Tensor, _cast, _copied, as_data, host_array, number
 from .device import BACKENDS, device_of, device_scope, is_array
 from .errors import (
     AnomalyError,
@@ -182,6 +182,11 @@ def keep(value: Any) -> Any:
     return value
 
 
+def anew(array: Any) -> Any:
+    """An array of constants that was just made; a recorder has it made again in every run, because it may be changed in place."""
+    return array if tape.recorder is None else tape.recorder.run("constant", _copied, (array,), {})
+
+
 # --- Forward --------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +281,8 @@ def _run(op: Op, inputs: Sequence, arrays: Sequence, options: dict[str, Any], ki
     result._data = y
     if op.view and isinstance(inputs[0], Tensor) and shares_memory(y, arrays[0]):
         result._version = inputs[0].version()
+        if inputs[0]._aliases is not None:
+            inputs[0]._aliases(result)
     if mask:
         dtype = y.dtype
         if _FLOATING[dtype]:
@@ -386,7 +393,8 @@ def _call_with_other_kinds(op: Op, inputs: Sequence, options: dict[str, Any]) ->
 def _plain(op: Op, arrays: list, options: dict[str, Any], kind: type) -> Any:
     """The op's value on plain arrays."""
     results = call(op, [Tensor(a) if type(a) is kind else a for a in arrays], options)
-    return tuple(r.data for r in results) if isinstance(results, tuple) else results.data
+    values = tuple(r._data for r in results) if isinstance(results, tuple) else results._data
+    return values if tape.recorder is None else tape.recorder.plainly(values)
 
 
 def _wants_gradient(values: Any) -> bool:

@@ -253,7 +253,8 @@ def test_interrupted_twice_it_stops_at_once_and_keeps_its_checkpoint():
     assert process.returncode == 130
     assert "gpuprop train --resume run" in said
     assert "Traceback" not in said
-    assert gp.load("run/checkpoint.safetensors")["epoch"] == epochs_in(Path("run")) >= 1
+    # An epoch's line is written before its checkpoint.
+    assert epochs_in(Path("run")) - gp.load("run/checkpoint.safetensors")["epoch"] in (0, 1)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
