@@ -223,6 +223,7 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
         arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
         if len(arrays) == len(args):
             return arrays, (len(arrays), _matmul.settings)
+    flatten((args, kwargs))  # raises for what is nested without end
     arrays = []
     structure = _structure((args, kwargs), arrays)
     return arrays, (structure, _matmul.settings, get_default_dtype())

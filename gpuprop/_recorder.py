@@ -322,16 +322,17 @@ class StateRecorder(Recorder):
 
     def output(self, result: Any) -> Any:
         """A result of the function as the array that will hold it, or as the tensor that it always is."""
-        if isinstance(result, Tensor) and id(result) in self.tensors:
-            return result  # a parameter, say
         array = result._data if isinstance(result, Tensor) else result
+        given = any(self.shows(array, each) for each in self.input_arrays) if is_array(array) else False
+        if isinstance(result, Tensor) and result.is_leaf and not given and self.is_lasting(array):
+            return result  # a parameter, say
         array = plain(array)
         if not is_array(array):
             raise CaptureError(
                 f"capture: expected a function that returns tensors, got {type(array).__name__}; "
                 "what is computed in Python is not computed again"
             )
-        if any(self.shows(array, given) for given in self.input_arrays):
+        if given:
             array = self.run("copy of an argument", _copied, (array,), {})
         return array
 

@@ -283,7 +283,7 @@ NUMBERED = [pytest.param(*c.values, int(c.id.rpartition("-")[2]), id=c.id) for c
 
 
 @pytest.mark.parametrize("op, sample, index", NUMBERED)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("place", ["cpu", CUDA], indirect=True)
 def test_a_recording_repeats_the_op(op, sample, index, dtype, place):
     """Recorded on one input and repeated on others: the results and gradients of the op, bit for bit."""

@@ -1,0 +1,256 @@
+"""Uses of `gp.capture` that are easy to get wrong: each gives what the function gives, or is refused."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+import gpuprop.nn.functional as F
+from gpuprop import nn
+from gpuprop.errors import CaptureError
+
+RNG = np.random.default_rng(0)
+
+
+def flat(result):
+    return [result] if isinstance(result, gp.Tensor) else [leaf for part in result or () for leaf in flat(part)]
+
+
+def assert_repeats(function, *arguments, turns=6):
+    """Each turn's arguments through the function and through what is captured of it, to the bit."""
+    captured = gp.capture(function)
+    for turn in range(turns):
+        given = [make(turn) for make in arguments]
+        again = [copy.deepcopy(a) for a in given]
+        for a, b in zip(flat(function(*given)), flat(captured(*again)), strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            assert a.numpy().tobytes() == b.numpy().tobytes(), turn
+    assert captured.recording is not None
+    return captured
+
+
+def floats(*shape, dtype=np.float32):
+    return lambda turn: gp.tensor((RNG.standard_normal(shape) + turn).astype(dtype))
+
+
+def plain(*shape):
+    return lambda turn: (RNG.standard_normal(shape) + turn).astype(np.float32)
+
+
+def constants(x):
+    made = [gp.tensor([0.0, 0.0, 0.0]), gp.arange(3.0), gp.linspace(0.0, 1.0, 3), gp.zeros(3), gp.eye(3)[0].clone()]
+    with gp.no_grad():
+        for each in made:
+            each += x.sum(axis=0)
+    return made
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (lambda x: (x.mean(), x.var(), x.mean(axis=0)), [floats(5, 4, dtype=np.float16)]),
+        (lambda x: F.layer_norm(x, (4,)), [floats(5, 4, dtype=np.float16)]),
+        (constants, [floats(2, 3)]),
+        (lambda x: gp.asarray(x / 2.0).sum() + gp.numpy.sin(gp.asarray(x)).sum(), [plain(4, 3)]),
+        (lambda x: gp.asarray(gp.numpy.exp(x) * 2.0), [plain(4, 3)]),
+        (lambda x: x * copy.deepcopy(x), [floats(4, 3)]),
+        (lambda x, y: (x + y, x @ y.T), [floats(40, 80), floats(40, 80)]),
+        (lambda x: (x, [x, x[1:]], x * 1.0), [floats(4, 3)]),
+        (lambda x: x.sum(), [lambda turn: gp.tensor(float(turn))]),
+        (lambda x: (x * 2).sum(), [lambda turn: gp.tensor(np.zeros((0, 3), np.float32))]),
+    ],
+)
+def test_results_are_those_of_the_function(function, arguments):
+    assert_repeats(function, *arguments)
+
+
+def test_ops_of_others_are_called_as_they_are():
+    """What a rule does beyond NumPy's functions, or by values, is not looked into."""
+    from gpuprop._op import REGISTRY
+    from gpuprop.testing import real_line
+
+    try:
+
+        @gp.op(samples=real_line, smooth=False)
+        def odd_scale(xp, x):
+            return x * float(np.max(np.abs(np.asarray(x)))) if np.asarray(x).sum() > 0 else x
+
+        assert_repeats(odd_scale, lambda turn: gp.tensor(RNG.standard_normal(5) * (-1) ** turn))
+    finally:
+        REGISTRY.pop("odd_scale", None)
+
+
+@pytest.mark.parametrize("size", [3, 3000, 300_000])
+def test_results_are_arguments_of_the_next_call(size):
+    def f(h):
+        a = h * 0.5 + 1
+        return a, a * h
+
+    def run(function):
+        h, found = gp.tensor(np.linspace(-1, 1, size).astype(np.float32)), []
+        for _ in range(6):
+            h, b = function(h)
+            found.append(b.numpy().copy())
+        return found
+
+    for a, b in zip(run(f), run(gp.capture(f)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_layouts_have_recordings_of_their_own():
+    x = RNG.standard_normal((257, 129)).astype(np.float32)
+    f = lambda t: (t.sum(), t.sum(axis=0), t.mean(axis=1))
+    captured = gp.capture(f)
+    for array in [x, x, x, np.asfortranarray(x), np.asfortranarray(x), np.asfortranarray(x)]:
+        for a, b in zip(f(gp.asarray(array)), captured(gp.asarray(array)), strict=True):
+            assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+# --- State that changes between calls -------------------------------------------------------------------------------
+
+
+def test_gradients_that_are_only_read():
+    def run(wrap):
+        w = gp.tensor(np.zeros(2, np.float32), requires_grad=True)
+        layer = nn.Linear(3, 2, generator=gp.Generator("cpu", 1))
+        optimizer = gp.optim.SGD([w], lr=1.0)
+        update = wrap(lambda: (optimizer.step(), optimizer.zero_grad())[0] or w.detach() * 1.0)
+        clip = wrap(lambda: gp.nn.utils.clip_grad_norm_(layer.parameters(), 1.0))
+        read, seen = wrap(lambda: layer.weight.grad * 1.0), []
+        for i in range(6):
+            (w * (i + 1)).sum().backward()
+            layer.zero_grad()
+            (layer(gp.ones(1, 3)) * (i + 1)).sum().backward()
+            seen += [update().numpy().copy(), clip().numpy().copy(), read().numpy().copy()]
+        return seen
+
+    for a, b in zip(run(lambda f: f), run(gp.capture), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_that_are_replaced():
+    layer = nn.Linear(3, 2, generator=gp.Generator("cpu", 1))
+    run, shown, x = gp.capture(lambda x: layer(x)), gp.capture(lambda: layer.weight), gp.ones(2, 3)
+    for i in range(9):
+        if i == 2:
+            layer.weight.data = np.full((2, 3), 0.5, np.float32)
+        if i == 4:
+            layer.weight = nn.Parameter(np.zeros((2, 3), np.float32))
+        if i == 7:
+            layer.weight.data = np.ones((2, 3), np.float32)
+        np.testing.assert_array_equal(run(x).numpy(), layer(x).numpy())
+        if i < 4:
+            np.testing.assert_array_equal(shown().numpy(), layer.weight.numpy())
+
+
+def test_modes_that_alternate():
+    model = nn.Sequential(nn.Linear(4, 4, generator=gp.Generator("cpu", 1)), nn.ReLU(), nn.Dropout(0.5))
+    run, x = gp.capture(lambda x: model(x)), gp.ones(2, 4)
+    for i in range(8):
+        model.train(i % 2 == 0)
+        y = run(x)
+        if i % 2:
+            np.testing.assert_array_equal(y.numpy(), model(x).numpy())
+    assert "2 recordings" in repr(run)
+    layer = nn.Linear(4, 4)
+    f = gp.capture(lambda x: gp.value_and_grad(lambda x: layer(x).sum())(x))
+    f(x)
+    layer.requires_grad_(False)
+    f(x), f(x)
+
+
+def test_hooks_that_come_later():
+    w, seen = gp.ones(3, requires_grad=True), []
+
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+
+    captured = gp.capture(step)
+    for i in range(5):
+        if i == 3:
+            w.register_hook(lambda g: seen.append(g) or g * 2.0)
+        captured(gp.ones(3))
+    assert seen
+    np.testing.assert_array_equal(w.grad.numpy(), 2.0)
+
+
+def test_numbers_that_are_equal_but_not_the_same():
+    scaled = gp.capture(lambda x, k: x * k)
+    x = gp.arange(3)
+    assert [scaled(x, k).dtype for k in (1, 1, 1, 1.0, True)][-2:] == [np.float64, (x * True).dtype]
+    divided = gp.capture(lambda x, k: x / k)
+    with np.errstate(divide="ignore"):
+        for k in (0.0, 0.0, 0.0, -0.0):
+            found = divided(gp.ones(2), k)
+    assert (found.numpy() == -np.inf).all()
+
+
+# --- Results --------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_off_the_tape_from_the_first_call_on():
+    layer = nn.Linear(3, 2)
+    run = gp.capture(lambda x: layer(x))
+    assert not any(run(gp.ones(1, 3)).requires_grad for _ in range(4))
+
+
+def test_parts_of_results_are_overwritten_too():
+    double = gp.capture(lambda x: x * 2)
+    for _ in range(3):
+        result = double(gp.ones(3))
+    parts = [result.detach(), result[0:2], result.reshape(3, 1)]
+    kept = copy.deepcopy(result), pickle.loads(pickle.dumps(result)), result.clone()
+    double(gp.ones(3) * 5)
+    for part in parts:
+        with pytest.raises(CaptureError, match="overwritten"):
+            part.numpy()
+    for each in kept:
+        np.testing.assert_array_equal(each.numpy(), 2.0)
+
+
+# --- Refused --------------------------------------------------------------------------------------------------------
+
+
+def in_place(x):
+    with gp.no_grad():
+        x += 1
+    return x.sum()
+
+
+def of_a_shared_array(x):
+    total = gp.asarray(np.zeros(3, np.float32))
+    total += x
+    return total
+
+
+@pytest.mark.parametrize(
+    "function, what",
+    [
+        (in_place, "change of an argument in place"),
+        (of_a_shared_array, "gp.asarray shares"),
+        (lambda x: x * gp.asarray(np.from_dlpack(x)), "read of a value"),
+        (lambda x: gp.asarray(x.data * 2), r"\.data"),
+    ],
+)
+def test_refused(function, what):
+    captured, x = gp.capture(function), gp.ones(3)
+    captured(x)
+    with pytest.raises(CaptureError, match=what):
+        captured(x)
+
+
+def test_a_list_in_itself_is_refused():
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(TypeError, match="nested"):
+        gp.capture(lambda x: gp.ones(2))(endless)
+
+
+def test_what_was_listened_to_is_not_kept_for_ever():
+    f = gp.capture(lambda x, k: x * k)
+    for k in range(100):
+        f(gp.ones(2), float(k))
+    assert len(f._listened) < 50
