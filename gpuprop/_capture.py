@@ -126,11 +126,10 @@ class Captured:
         held_args, held_kwargs = build(plain)
         try:
             with Mode(recorder=recorder), recorder.recording():
-                result = self.eager(*held_args, **held_kwargs)
+                recorder.returns(self.eager(*held_args, **held_kwargs))
                 differs = listener is not None and listener.heard != recorder.heard
                 if differs and listener.state == recorder.state:  # type: ignore[union-attr]
                     raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
-                recorder.returns(result)
             recording = recorder.finish()
         except BaseException:
             recorder.undo()
