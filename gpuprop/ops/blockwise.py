@@ -1,4 +1,4 @@
-"""Smooth activations on a CPU: value and slope in one go, block by block in the caches, shared among threads.
+"""Smooth activations on a CPU: value and slope in one go, block by block in the caches.
 
 The slope is computed with the value, where nearly all of its terms are at hand, and kept: backward is one multiplication. Other dtypes
 than float32 get both from the generic rules.
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .._blocks import in_blocks
 from .._op import Op
-from .._parallel import in_blocks
 from .._trace import primitive
 from ..device import HOST
 from .activations import EXP_VANISHES, GAUSSIAN_VANISHES, gelu, silu

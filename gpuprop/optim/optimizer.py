@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from .._blocks import cut
 from .._norm import clipping_factor
-from .._parallel import BLOCK, LEAST, share, threads
 from .._tensor import Tensor, finish_sums, number
 from ..device import BACKENDS, Backend, Device, copy_to, device_of, device_scope
 from ..errors import ArgumentError, CheckpointError, OptionError
@@ -33,11 +33,11 @@ class Place(NamedTuple):
     view: Any
 
 
-class Share(NamedTuple):
-    """The part of a run that one thread updates: block by block, in arrays of its own to compute in."""
+class Blocks(NamedTuple):
+    """A run cut into blocks, with arrays to compute in."""
 
-    blocks: list[tuple]  # for `update`: (parameter, gradient, *state, *scratch)
-    averages: list[Any]  # the averages of each block's parameters, if they are kept
+    arrays: list[tuple]  # for `update`: (parameter, gradient, *state, *scratch)
+    averages: list[Any]  # of each block's parameters, if they are kept
     spare: list[Any]  # for each block one more array to compute in, where gradients are clipped or averages kept
 
 
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     gradient: Any
     states: dict[str, Any]
     average: Any  # of the values over the steps, or None
-    shares: list[Share]  # none where a kernel makes the step
+    blocks: Blocks | None  # None where a kernel makes the step
     records: list[dict[str, Any]]  # `state[p]` of its parameters, if anything is kept
     versions: list[list[int]]
 
@@ -325,7 +325,7 @@ class Optimizer:
                     copies.append((p.data, run.values))
         work = self._work = Work([], {}, [version for _, run in runs for version in run.versions])
         for index, run in runs:
-            if run.shares or not run.values.size:
+            if run.blocks is not None or not run.values.size:
                 work.plain.append((index, run))
             else:
                 work.fused.setdefault((run.device, run.values.dtype), []).append((index, run))
@@ -371,23 +371,21 @@ class Optimizer:
                 factor = None
                 if norm is not None or scale is not None:
                     factor = self._factor(xp, *(None if x is None else copy_to(x, run.device) for x in (norm, scale)))
-                if len(run.shares) > 1:
-                    share(functools.partial(self._update_share, xp, group, step, factor), run.shares)
-                elif run.shares:
-                    self._update_share(xp, group, step, factor, run.shares[0])
+                if run.blocks is not None:
+                    self._update_blocks(xp, group, step, factor, run.blocks)
 
-    def _update_share(self, xp: Any, group: dict[str, Any], step: int, factor: Any, part: Share) -> None:
-        if factor is None and not part.averages:
-            self.update(xp, group, step, part.blocks)
+    def _update_blocks(self, xp: Any, group: dict[str, Any], step: int, factor: Any, blocks: Blocks) -> None:
+        if factor is None and not blocks.averages:
+            self.update(xp, group, step, blocks.arrays)
             return
-        for i, (p, g, *others) in enumerate(part.blocks):
+        for i, (p, g, *others) in enumerate(blocks.arrays):
             if factor is not None:
-                g = xp.multiply(g, factor, out=part.spare[i] if part.spare else None, casting="same_kind")
+                g = xp.multiply(g, factor, out=blocks.spare[i] if blocks.spare else None, casting="same_kind")
             self.update(xp, group, step, [(p, g, *others)])
-            if part.averages:
-                average = part.averages[i]
+            if blocks.averages:
+                average = blocks.averages[i]
                 xp.multiply(average, self.ema_decay, average)
-                xp.add(average, xp.multiply(p, 1 - self.ema_decay, part.spare[i]), average)  # type: ignore[operator]
+                xp.add(average, xp.multiply(p, 1 - self.ema_decay, blocks.spare[i]), average)  # type: ignore[operator]
 
     def _factor(self, xp: Any, norm: Any, scale: Any) -> Any:
         """What gradients are multiplied by, as a 0-d array, or None."""
@@ -460,39 +458,34 @@ class Optimizer:
         average = kept.pop("ema", None)
         kernel = self.fused.get(backend.name) if backend.uses_implementations else None
         plain = kernel is None or not kernel.takes(values.dtype)
-        shares = self._shares(backend, values, gradient, list(kept.values()), average) if plain and values.size else []
+        blocks = (
+            self._blocks(backend, values, gradient, list(kept.values()), average) if plain and values.size else None
+        )
         records = [self._state[p] for p in members] if names else []
-        return Run(backend, device, values, gradient, kept, average, shares, records, [p.version() for p in members])
+        return Run(backend, device, values, gradient, kept, average, blocks, records, [p.version() for p in members])
 
-    def _shares(self, backend: Backend, values: Any, gradient: Any, states: list[Any], average: Any) -> list[Share]:
-        """A run cut into blocks, and these into the parts of as many threads as are worth it."""
-        length = min(BLOCK if backend.name == "cpu" else LONG_BLOCK, values.size)
-        count = threads() if backend.name == "cpu" and values.size >= LEAST else 1
-        starts = range(0, values.size, length)
-        each = -(-len(starts) // count)
-        shares = []
-        for number_, first in enumerate(range(0, len(starts), each)):
-            scratch = self._scratch_for(values, length, number_)
-            part = Share([], [], [])
-            for start in starts[first : first + each]:
-                stop = min(start + length, values.size)
-                own = [array[: stop - start] for array in scratch]
-                part.spare.extend(own[self.scratch :])
-                part.blocks.append(
-                    (*(array[start:stop] for array in (values, gradient, *states)), *own[: self.scratch])
-                )
-                if average is not None:
-                    part.averages.append(average[start:stop])
-            shares.append(part)
-        return shares
+    def _blocks(self, backend: Backend, values: Any, gradient: Any, states: list[Any], average: Any) -> Blocks:
+        made = Blocks([], [], [])
+        parts = cut(values.size) if backend.name == "cpu" else cut(values.size, LONG_BLOCK)
+        scratch = self._scratch_for(values, parts[0].stop)
+        for part in parts:
+            own = [array[: part.stop - part.start] for array in scratch]
+            made.arrays.append((*(array[part] for array in (values, gradient, *states)), *own[: self.scratch]))
+            made.spare.extend(own[self.scratch :])
+            if average is not None:
+                made.averages.append(average[part])
+        return made
 
-    def _scratch_for(self, values: Any, length: int, thread: int) -> list[Any]:
-        """The arrays that `update` computes in, and one more where gradients are clipped or averages kept."""
-        key = device_of(values), values.dtype, thread
+    def _scratch_for(self, values: Any, length: int) -> list[Any]:
+        key = device_of(values), values.dtype
         if key not in self._scratch or self._scratch[key][0].size < length:
-            count = self.scratch + (self.max_grad_norm is not None or self.ema_decay is not None)
-            self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(count)]
+            self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(self._scratch_count)]
         return self._scratch[key]
+
+    @property
+    def _scratch_count(self) -> int:
+        """How many arrays `update` computes in, and one more where gradients are clipped or averages kept."""
+        return self.scratch + (self.max_grad_norm is not None or self.ema_decay is not None)
 
     def _forget_places(self) -> None:
         self._places: dict[tuple[Tensor, str], Place] = {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gpuprop as gp
-from gpuprop import optim
+from gpuprop import _blocks, optim
 from gpuprop.errors import CheckpointError
 from gpuprop.nn import Parameter
 from gpuprop.nn.parameter import one_chunk
@@ -87,18 +87,14 @@ def test_the_order_of_parameters_does_not_matter(make):
     assert bytes_of(a) == bytes_of(b)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_runs_are_cut_into_blocks_that_threads_share(make, monkeypatch, count):
+def test_runs_are_cut_into_blocks(make, monkeypatch):
     whole, cut = parameters_of(), parameters_of()
     first = make(whole)
     learn(first, whole, 3)
-    monkeypatch.setattr(optim.optimizer, "BLOCK", 8)
-    monkeypatch.setattr(optim.optimizer, "LEAST", 16)
-    monkeypatch.setattr(optim.optimizer, "threads", lambda: count)
+    monkeypatch.setattr(_blocks.cut, "__defaults__", (8,))
     second = make(cut)
     learn(second, cut, 3)
-    shares = second._tables[0].runs[0].shares
-    assert len(shares) == count and all(len(part.blocks) > 1 for part in shares)
+    assert len(second._tables[0].runs[0].blocks.arrays) > 5
     assert bytes_of(whole) == bytes_of(cut)
 
 

@@ -1,0 +1,47 @@
+"""Elementwise work on a CPU in blocks that stay in its caches.
+
+One thread does it. Two of them, over halves of the blocks, were no faster within a training step: NumPy's calls on a block are so short
+that threads mostly hand the interpreter's lock around, and the threads of a matrix product that has just ended still wait busily for the
+next one. An Adam step of 1.86 million float32 after a product took 5.1 ms by one thread and 5.2 by two (2 cores).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Elements of a block: a handful of arrays of float32 stay in the second-level cache. An Adam step of 1.86 million float32 takes 5.0 ms
+# unblocked, 2.9 ms in blocks of 32K, 3.2 ms in blocks of 16K, 4.6 ms in blocks of 4K.
+BLOCK = 32 * 1024
+
+
+def cut(size: int, length: int = BLOCK) -> list[slice]:
+    """The blocks of so many elements."""
+    return [slice(start, min(start + length, size)) for start in range(0, size, length)]
+
+
+class _Scratch(threading.local):
+    """Arrays to compute in, kept from call to call."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[int, Any], list[np.ndarray]] = {}
+
+    def take(self, count: int, dtype: Any, size: int) -> list[np.ndarray]:
+        key = count, dtype
+        if key not in self.arrays:
+            self.arrays[key] = [np.empty(BLOCK, dtype) for _ in range(count)]
+        return [array[:size] for array in self.arrays[key]]
+
+
+_scratch = _Scratch()
+
+
+def in_blocks(function: Callable[..., Any], *arrays: np.ndarray, scratch: int) -> None:
+    """Calls `function(*parts, *scratch)` on flat parts of contiguous arrays of one size, with as many arrays to compute in."""
+    flat = [array.reshape(-1) for array in arrays]
+    for block in cut(flat[0].size):
+        parts = [array[block] for array in flat]
+        function(*parts, *_scratch.take(scratch, parts[0].dtype, parts[0].size))
