@@ -235,14 +235,15 @@ def test_a_recorded_step_gathers_and_adds_anew(cuda):
     x, rows = on_device(cuda, np.arange(12.0).reshape(4, 3)), on_device(cuda, np.array([1, 3, 1]))
 
     def step():
-        return cuda.xp.index_add((4, 3), (rows,), gp.numpy.gather_rows(x, rows))
+        gathered = gp.numpy.gather_rows(x, rows)
+        return cuda.xp.index_add((4, 3), (rows,), gathered), gathered  # both live as long as the graph writes to them
 
     step()  # compiles the kernels
     stream = cuda.xp.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
         try:
-            y = step()
+            y, _gathered = step()
         finally:
             graph = stream.end_capture()
         rows[...] = cuda.xp.asarray([2, 2, 0])
