@@ -5,6 +5,7 @@ The floor is measured in the same run: the step's matrix products by NumPy, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -16,6 +17,21 @@ NETWORKS = {
     "huge": ([784, 2048, 2048, 2048, 10], 1024, "relu"),
     "gelu": ([256, 512, 512, 512, 512, 16], 256, "gelu"),
 }
+
+
+def products(n: int = 1024) -> dict[str, Callable[[], object]]:
+    """One matrix product (n, n) x (n, n) by the libraries of the contestants: where they differ, so do whole steps."""
+    import numpy as np
+
+    a = np.ones((n, n), np.float32)
+    out = np.empty_like(a)
+    contestants: dict[str, Callable[[], object]] = {"NumPy": lambda: np.dot(a, a, out)}
+    try:
+        import torch
+    except ImportError:
+        return contestants
+    b = torch.ones(n, n)
+    return contestants | {"PyTorch": lambda: torch.mm(b, b)}
 
 
 def main(
@@ -60,7 +76,11 @@ def main(
         unit = (1e6, "us") if timings["gpuprop captured"].median < 1e-3 else (1e3, "ms")
         for row in rows(str(steps.Problem(sizes, batch, activation)), timings, "gpuprop captured", *unit):
             table.add_row(*row)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    rates = interleave(products(), rounds=3 if smoke else 15, seconds=0.01 if smoke else 0.1)
+    said = ", ".join(f"{name} {2 * 1024**3 / timing.median / 1e9:.0f} GFLOP/s" for name, timing in rates.items())
+    console.print(f"products of 1024 x 1024 float32 matrices: {said}")
 
 
 if __name__ == "__main__":
