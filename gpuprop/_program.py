@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,22 @@ class Program:
 
     def __init__(self, log: Log, pinned: Iterable[int]):
         self.pinned = set(pinned)
+        self._bound: dict[int, np.ndarray] = {}  # in place of the memory of an id, what is bound to it now
         self.nodes = _needed(log.nodes, self.pinned | log.lasting.keys())
         self._lay_out(log)
-        self._bound: dict[int, np.ndarray] = {}  # in place of the memory of an id, what is bound to it now
+        self.sources = _sources(self.nodes)
+        # From here on nodes refer to the arena, so that the arrays of the recorded run can go.
+        self.nodes = [
+            replace(
+                node,
+                args=map_leaves(self._place, node.args),
+                options=map_leaves(self._place, node.options),
+                results=tuple(map(self._place, node.results)),
+                writes=tuple(map(self._place, node.writes)),
+            )
+            for node in self.nodes
+        ]
+        self.offsets.clear()
         self.calls = [self._call(node) for node in self.nodes]
 
     # --- what it is ---------------------------------------------------------------------------------------------
@@ -56,12 +70,9 @@ class Program:
     def dot(self) -> str:
         """The calls in Graphviz' language, an arrow from each to those that read what it wrote."""
         lines = ["digraph recording {", "  node [shape=box]"]
-        writers: dict[int, int] = {}  # id of memory -> the last call that wrote to it
-        for index, node in enumerate(self.nodes):
+        for index, (node, sources) in enumerate(zip(self.nodes, self.sources)):
             lines.append(f'  n{index} [label="{label(node)}"]')
-            sources = {writers[id(owner(a))] for a in node.reads() if id(owner(a)) in writers}
-            lines += [f"  n{source} -> n{index}" for source in sorted(sources)]
-            writers.update((id(owner(a)), index) for a in [*node.results, *node.writes])
+            lines += [f"  n{source} -> n{index}" for source in sources]
         return "\n".join([*lines, "}"])
 
     # --- buffers ------------------------------------------------------------------------------------------------
@@ -87,7 +98,6 @@ class Program:
                 offset = max(offset, end)
             placed.append((first, last, offset, offset + size))
             self.offsets[key] = offset
-        self.owners = owners
         self.arena_bytes = max((end for *_, end in placed), default=0)
         changes = [(first, begin - end) for first, _, begin, end in placed]
         changes += [(last + 1, end - begin) for _, last, begin, end in placed]
@@ -95,7 +105,6 @@ class Program:
         for _, change in sorted(changes, key=lambda c: (c[0], -c[1])):
             live -= change
             self.least_bytes = max(self.least_bytes, live)
-        self.buffer_bytes = sum(end - begin for *_, begin, end in placed)
         memory = np.empty(self.arena_bytes + ALIGNMENT, np.uint8)
         skip = -memory.ctypes.data % ALIGNMENT
         self.arena = memory[skip : skip + self.arena_bytes]
@@ -173,6 +182,16 @@ def _copied(results: tuple, places: tuple[int, ...], function: Callable, *args: 
     found = flatten(function(*args, **options))[0]
     for array, place in zip(results, places):
         np.copyto(array, found[place])
+
+
+def _sources(nodes: Sequence[Node]) -> list[list[int]]:
+    """For each call those whose results it reads."""
+    writers: dict[int, int] = {}  # id of memory -> the last call that wrote to it
+    sources = []
+    for index, node in enumerate(nodes):
+        sources.append(sorted({writers[id(owner(a))] for a in node.reads() if id(owner(a)) in writers}))
+        writers.update((id(owner(a)), index) for a in [*node.results, *node.writes])
+    return sources
 
 
 def _needed(nodes: Sequence[Node], kept: set[int]) -> list[Node]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ._op import REGISTRY
 from ._program import Program
-from ._tensor import Tensor, finish_sums, number
+from ._tensor import Tensor, _copied, finish_sums, number
 from ._trace import Log, Node, ValueNeeded, owner, plain
 from ._tree import flatten, map_leaves
 from .device import BACKENDS, device_of, is_array
@@ -412,6 +412,7 @@ class StateRecorder(Recorder):
         """After a run: random numbers go on from the base, so that the next run draws others with the same offsets."""
         for generator, (offset, _) in self.generators.items():
             generator.rebase(offset)
+        self.undone.clear()  # which holds copies of all that the run has changed
 
     def undo(self) -> None:
         """Puts everything back as it was before the run."""
@@ -509,7 +510,9 @@ class CpuRecorder(StateRecorder):
         for leaf in self.leaves:
             if leaf.grad is not None:
                 self.pinned.add(id(owner(leaf.grad._data)))
-        return CpuRecording(self)
+        recording = CpuRecording(self)
+        self.log.forget()
+        return recording
 
 
 class CpuRecording(Recording):
@@ -552,10 +555,6 @@ class CpuRecording(Recording):
         if value is not self.bound[i]:
             self.program.bind(own, self.users[i], value)
             self.bound[i] = value
-
-
-def _copied(array: Any) -> Any:
-    return array.copy()
 
 
 SMALL = 8 * 1024  # bytes of an argument that is copied in less time than calls are bound to it

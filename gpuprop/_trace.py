@@ -100,6 +100,10 @@ class Log:
         self.made[id(owner(array))] = owner(array)
         self._refill(array)
 
+    def forget(self) -> None:
+        """Lets go of all arrays. (Some that outlive the log are views of traced ones, and these know it.)"""
+        self.nodes, self.made, self.lasting = [], {}, {}
+
     # --- called by NumPy ----------------------------------------------------------------------------------------
 
     def call(
@@ -282,7 +286,7 @@ def asarray(x: Any, dtype: Any = None) -> np.ndarray:
 
 
 def primitive(function: Callable | None = None, *, writes: Sequence[str] = ()) -> Any:
-    """Makes a function of arrays one call in a log, for what NumPy's own functions do not see (checks, threads, random bits).
+    """Makes a function of arrays one call in a log, for what NumPy's own functions do not see (checks, blocks, random bits).
 
     writes: names of positional arguments that it writes to.
     """

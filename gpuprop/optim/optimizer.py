@@ -296,11 +296,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients, which touches no memory; or, if not `set_to_none`, overwrites them with zeros."""
+        recorder = tape.recorder
         for group in self.param_groups:
             for p in group["params"]:
                 leaf = p._leaf
-                if tape.recorder is not None and leaf is not None:
-                    tape.recorder.touches(leaf)
+                if recorder is not None and leaf is not None:
+                    recorder.touches(leaf)
                 if leaf is not None and leaf.grad is not None:
                     leaf.grad = None if set_to_none else leaf.grad.detach().zero_()
 
