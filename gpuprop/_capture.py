@@ -136,7 +136,7 @@ class Captured:
             raise
         recorder.settle()
         if differs:  # in another mode than what was listened to: the next call of this one is recorded
-            self._listen(signature, self.warmup, recorder)
+            self._listen(signature, self.warmup, recorder.notes())
             return recording.results()
         recording.structure = structure
         self.recording = recording
@@ -222,9 +222,11 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
         arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
         if len(arrays) == len(args):
             return arrays, (len(arrays), _matmul.settings)
-    flatten((args, kwargs))  # raises for what is nested without end
     arrays = []
-    structure = _structure((args, kwargs), arrays)
+    try:
+        structure = _structure((args, kwargs), arrays)
+    except RecursionError:
+        raise ArgumentError("capture: expected arguments nested some hundred levels deep at most, got more") from None
     return arrays, (structure, _matmul.settings, get_default_dtype())
 
 

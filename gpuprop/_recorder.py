@@ -55,6 +55,12 @@ class Recorder:
         self.modules: list[Any] = []  # that were called, and those below them
         self.state: list[Any] = []  # which of them train, and which inputs of ops want gradients
 
+    def notes(self) -> Recorder:
+        """What was noted of the run, without what it worked on."""
+        made = Recorder()
+        made.heard, made.kind, made.modules, made.state = self.heard, self.kind, self.modules, self.state
+        return made
+
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
         """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
         self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")

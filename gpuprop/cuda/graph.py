@@ -156,6 +156,7 @@ class GraphRecorder(StateRecorder):
         for generator, (offset, blocks) in self.generators.items():
             generator.follow(blocks)
             generator.offset = offset
+        self.undone.clear()
 
 
 def _is_refusal(error: BaseException) -> bool:
