@@ -242,6 +242,24 @@ def test_refused(function, what):
         captured(x)
 
 
+def test_an_optimizer_on_copies_is_refused():
+    p = nn.Parameter(np.zeros((3, 4), np.float32))
+    p.data = np.asfortranarray(np.ones((3, 4), np.float32))
+    optimizer = gp.optim.SGD([p], lr=0.1)
+
+    @gp.capture
+    def step(x):
+        optimizer.zero_grad()
+        (p * x).sum().backward()
+        optimizer.step()
+
+    step(gp.ones(3, 4))
+    before = p.numpy().copy()
+    with pytest.raises(CaptureError, match=r"not in C order.*SGD\.step"):
+        step(gp.ones(3, 4))
+    np.testing.assert_array_equal(p.numpy(), before)
+
+
 def test_a_list_in_itself_is_refused():
     endless: list = []
     endless.append(endless)

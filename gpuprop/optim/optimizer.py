@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -443,12 +443,14 @@ class Optimizer:
     def _loose_run(self, p: Tensor, names: tuple[str, ...]) -> Run:
         """A run of one parameter whose values or gradient the user put elsewhere; of copies where they are not in C order."""
         with device_scope(p.device):
-            if tape.recorder is not None and (p.grad.dtype != p.dtype or not p.grad.data.flags.c_contiguous):  # type: ignore[union-attr]
+            given = p.grad.data  # type: ignore[union-attr]
+            packed = given.dtype == p.dtype and given.flags.c_contiguous and p.data.flags.c_contiguous
+            if tape.recorder is not None and not packed:  # the step would work on copies
                 tape.recorder.refuse(
-                    f"a gradient of another dtype or layout than its parameter's in {self._name}.step",
-                    "assign gradients like their parameters",
+                    f"a parameter or gradient that is not in C order, or of unlike dtypes, in {self._name}.step",
+                    "make them contiguous, and gradients like their parameters",
                 )
-            gradient = p.grad.data.astype(p.dtype, copy=False).reshape(-1)  # type: ignore[union-attr]
+            gradient = given.astype(p.dtype, copy=False).reshape(-1)
             states = [self._state[p][name].data.reshape(-1) for name in names]
             return self._run([p], names, p.data.reshape(-1), gradient, states)
 
@@ -479,7 +481,8 @@ class Optimizer:
 
     def _scratch_for(self, values: Any, length: int) -> list[Any]:
         key = device_of(values), values.dtype
-        if key not in self._scratch or self._scratch[key][0].size < length:
+        known: Sequence[Any] = self._scratch.get(key, ())
+        if len(known) < self._scratch_count or known[0].size < length:
             self._scratch[key] = [flat_zeros(length, values.dtype, key[0]) for _ in range(self._scratch_count)]
         return self._scratch[key]
 
