@@ -8,14 +8,8 @@ enum Reduction { NONE, SUM, MEAN };
 // The end of a reduced loss: the last block adds up what the threads of all blocks summed, in order, and divides. True in that block.
 template <typename T, typename A>
 __device__ __forceinline__ bool reduce_loss(A sum, A divisor, T* loss, A* partials, unsigned int* ticket, A* room) {
-  const unsigned int block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
-  sum = block_reduce(sum, Add(), A(0), room);
-  if (threadIdx.x == 0) partials[block] = sum;
-  if (!last_block(ticket, blocks)) return false;
-  A total = A(0);
-  for (unsigned int i = threadIdx.x; i < blocks; i += blockDim.x) total += partials[i];
-  total = block_reduce(total, Add(), A(0), room);
-  if (threadIdx.x == 0) *loss = narrow<T>(total / divisor);
+  if (!grid_sum(sum, partials, ticket, room)) return false;
+  if (threadIdx.x == 0) *loss = narrow<T>(sum / divisor);
   return true;
 }
 

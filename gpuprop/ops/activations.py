@@ -16,7 +16,6 @@ import numpy as np
 
 from .._op import op
 from ..cuda._elementwise import elementwise
-from ..cuda.columns import PRelu
 from ..cuda.rowwise import rowwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line
@@ -142,9 +141,6 @@ def _(xp, dy, x, weight_shape):
     if math.prod(weight_shape) == 1:
         return xp.reshape(xp.sum(per_element), weight_shape)
     return xp.sum(per_element, axis=(0, *range(2, x.ndim)))
-
-
-prelu.cuda = PRelu()
 
 
 # --- Exponential units ----------------------------------------------------------------------------------------------
@@ -433,6 +429,7 @@ def _(xp, dy, x):
 
 relu.cuda = elementwise("activations.cu", "Relu", of_sign=True)
 relu6.cuda = elementwise("activations.cu", "Relu6")
+prelu.cuda = elementwise("activations.cu", "PRelu", learns="weight")
 leaky_relu.cuda = elementwise("activations.cu", "LeakyRelu", of_sign=True)
 elu.cuda = elementwise("activations.cu", "Elu")
 selu.cuda = elementwise("activations.cu", "Selu")

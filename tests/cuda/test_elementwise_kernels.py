@@ -19,7 +19,7 @@ SIZES = [0, 1, 3, 31, 33, 1000, 1025]
 def bound_ops():
     for op in REGISTRY.values():
         twin = op.cuda.implementation
-        if twin is not None and isinstance(twin.binder, Elementwise):
+        if twin is not None and type(twin.binder) is Elementwise:  # those that learn: test_learnt_kernels.py
             yield op
 
 
