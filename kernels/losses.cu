@@ -425,14 +425,14 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
         row.each([&](int c, const A* x) { shares += of.share(c, x); });
         shares = group_sum<L>(shares, room);
       }
-      const A scale = shares / e.sum * each;
+      const A scale = times(shares, each / e.sum);  // rows to ignore may hold NaN
       row.parts([&](int p, int c, const A(&x)[L::width][Target::inputs]) {
         A slope[L::width];
 #pragma unroll
         for (int k = 0; k < L::width; ++k) {
           const A shifted = below(x[k][0], e.shift), share = of.share(c + k, x[k]);
           sum -= times(share, shifted - log_sum);
-          slope[k] = exp(shifted) * scale - share * each;
+          slope[k] = times(scale, exp(shifted)) - share * each;
         }
         bias.add(p, slope);
         if (dlogits) store_part(dlogits + r * columns + c, slope);

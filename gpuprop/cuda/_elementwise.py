@@ -137,7 +137,7 @@ class Elementwise:
                 "bias_forward", x.dtype, options, index, str(taken), dropout=dropout, learnt=learnt
             )
             each = taken if dropout is None else LANES_PER_BLOCK
-            blocks = min(-(-x.size // (each * THREADS)), 2**20)
+            blocks = min(-(-x.size // (each * THREADS)), launch.BLOCKS)
             sizes = launch.index(rows, x.size), launch.index(columns, x.size)
             function((blocks,), (THREADS,), (x, or_null(bias), y, *sizes, *members))
 
