@@ -40,14 +40,15 @@ __device__ __forceinline__ void bias_backward(const T* dy, const T* kept, const 
     if (keeps_x && bias) b = load_part<width>(bias + stripe.column());
     return b;
   };
-  const auto functors_kept = functors_here();
-  const Part<T, width> bias_kept = bias_here();
-  const bool few = S::learns && width > 4;  // registers: with two sums for each of so many columns, their bias is read again for each row
+  const bool few = S::learns && width > 4;  // registers, with two sums for each of so many columns: the rest is read again for each row
+  auto f = decltype(functors_here()){};
+  Part<T, width> b;
+  if (!few) f = functors_here(), b = bias_here();
   A sum[width] = {}, learnt[width] = {};
   typename D::template Steps<width> steps(dropout, Word(gridDim.y) * stripe.down * columns);
   stripe.template over_rows<few ? 1 : D::unroll>(rows, [&](I at) {
-    const Part<T, width> p = load_part<width>(dy + at), q = load_part<width>(kept + at), b = few ? bias_here() : bias_kept;
-    const auto f = few ? functors_here() : functors_kept;
+    const Part<T, width> p = load_part<width>(dy + at), q = load_part<width>(kept + at);
+    if (few) f = functors_here(), b = bias_here();
     A d[width], result[width];
 #pragma unroll
     for (int k = 0; k < width; ++k) d[k] = widen<A>(p.at[k]);

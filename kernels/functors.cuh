@@ -12,7 +12,7 @@ template <typename F> struct Fixed {
   template <int W, typename I> __device__ __forceinline__ Fixed of(I) const { return *this; }
 };
 
-// one: the same number for all columns.
+// one: the same number for all columns, which f has already.
 template <typename F, typename T, bool one> struct Learnt {
   typedef typename Arithmetic<T>::type A;
   static const bool learns = true;
@@ -24,24 +24,19 @@ template <typename F, typename T, bool one> struct Learnt {
   unsigned int* tickets;
   int accumulate;
 
-  template <int W> struct Some {  // as narrow as they come: registers are few
+  template <int W> struct Some {
     F f;
-    Part<T, W> learnt;
+    Part<T, one ? 1 : W> learnt;  // as narrow as they come: registers are few
     __device__ __forceinline__ F at(int k) const {
       F own = f;
-      own.learnt = widen<A>(learnt.at[k]);
+      if constexpr (!one) own.learnt = widen<A>(learnt.at[k]);
       return own;
     }
   };
   template <int W, typename I> __device__ __forceinline__ Some<W> of(I column) const {
     Some<W> some;
     some.f = f;
-    if constexpr (one) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) some.learnt.at[k] = *learnt;
-    } else {
-      some.learnt = load_part<W>(learnt + column);
-    }
+    if constexpr (!one) some.learnt = load_part<W>(learnt + column);
     return some;
   }
 

@@ -284,7 +284,8 @@ def functor_kernel(
         f"typedef {functor_type} F;\ntypedef {loops_type} S;"
     )
     with_learnt = [LEARNT, LEARNT_GRADIENT][: 1 + loop.endswith("backward")] if learns else []
-    functors = [f"F{{{', '.join(['A(0)'] * bool(learns) + list(members))}}}", *names_in(with_learnt)]
+    first = {"one": ["widen<A>(*learnt)"], "each": ["A(0)"]}.get(learns, [])
+    functors = [f"F{{{', '.join([*first, *members])}}}", *names_in(with_learnt)]
     arguments = [*names_in([LOOPS[loop]]), f"S{{{', '.join(functors)}}}"]
     if dropped:
         arguments.append("Dropout<A>{*drop_base + drop_offset + 1, drop_seed, drop_threshold, drop_scale}")
