@@ -21,6 +21,7 @@ import typer
 
 N, D = 4096, 1024
 SECTOR = 32
+WARPS = 4 * D // 512  # that share a row of float32: a single number costs each of them a sector
 SIMULATOR = os.environ.get("CUDASIM", "cudasim")  # the command that simulates a GPU
 
 
@@ -37,31 +38,39 @@ class Case:
     shared: Sequence[Any] = ()
 
 
-def elementwise_cases(op: Any, x: Any, dy: Any, bias: Any) -> Iterator[Case]:
-    """The loops of a functor."""
+def elementwise_cases(op: Any, x: Any, dy: Any) -> Iterator[Case]:
+    """The loops of a functor of one input, alone."""
+    binder, options = op.cuda.implementation.binder, op.defaults
+    yield Case(f"{op.name} forward", lambda: [binder.forward(x, **options)], [x])
+    yield Case(f"{op.name} backward", lambda: [binder.backward(dy, x, **options)], [dy, x])
+
+
+def biased_cases(op: Any, x: Any, dy: Any, bias: Any, learnt: Any = None) -> Iterator[Case]:
+    """Those with a bias, and with dropout."""
     import cupy
 
-    from gpuprop.cuda._elementwise import Dropout
+    from gpuprop.cuda._elementwise import Dropout, Learnt
 
-    binder, options, kept = op.cuda.implementation.binder, op.defaults, x
-    y, db, shared = cupy.empty_like(x), cupy.empty_like(bias), [bias] if binder.keeps == "x" else []
-    yield Case(f"{op.name} forward", lambda: [binder.forward(x, **options)], [x])
-    yield Case(f"{op.name} backward", lambda: [binder.backward(dy, kept, **options)], [dy, kept])
+    binder, options, name = op.cuda.implementation.binder, op.defaults, f"{op.name} bias"
+    y, db, dlearnt, given = cupy.empty_like(x), cupy.empty_like(bias), None, None
+    if learnt is not None:
+        dlearnt = cupy.empty_like(learnt)
+        given, name = Learnt(learnt, dlearnt), f"{op.name} of {learnt.size}, {x.dtype}, bias"
 
-    def biased(dropout: Any = None) -> list:
-        binder.bias_forward(x, bias, y, dropout, **options)
+    def forward(dropout: Any) -> list:
+        binder.bias_forward(x, bias, y, dropout, given, **options)
         return [y]
 
-    def biased_backward(dropout: Any = None) -> list:
-        binder.bias_backward(dy, kept, bias, y, db, dropout, **options)
-        return [y, db]
+    def backward(dropout: Any) -> list:
+        binder.bias_backward(dy, x, bias, y, db, dropout, given, **options)
+        return [y, db, dlearnt]
 
-    yield Case(f"{op.name} bias forward", biased, [x, bias], [bias])
-    yield Case(f"{op.name} bias backward", biased_backward, [dy, kept, *shared], shared)
-    dropout = Dropout(cupy.zeros(1, cupy.uint64), threshold=2**31, scale=2.0, seed=1, offset=0)
-    shared = [bias] if binder.keeps_of(True) == "x" else []
-    yield Case(f"{op.name} bias dropout forward", lambda: biased(dropout), [x, bias], [bias])
-    yield Case(f"{op.name} bias dropout backward", lambda: biased_backward(dropout), [dy, kept, *shared], shared)
+    drops = Dropout(cupy.zeros(1, cupy.uint64), threshold=2**31, scale=2.0, seed=1, offset=0)
+    own = [] if learnt is None else [learnt]
+    for dropout, more in [(None, ""), (drops, " dropout")]:
+        again = [bias, *own] if binder.keeps_of(dropout is not None) == "x" else []
+        yield Case(f"{name}{more} forward", functools.partial(forward, dropout), [x, bias, *own], [bias, *own])
+        yield Case(f"{name}{more} backward", functools.partial(backward, dropout), [dy, x, *again], again)
 
 
 def op_cases(op: Any, inputs: Sequence[Any], shared: Sequence[Any], **options: Any) -> Iterator[Case]:
@@ -98,9 +107,8 @@ def op_cases(op: Any, inputs: Sequence[Any], shared: Sequence[Any], **options: A
 
 
 def column_cases(x: Any, dy: Any, weight: Any, bias: Any) -> Iterator[Case]:
-    """Batch normalisation, launch by launch, and slopes per column."""
+    """Batch normalisation, launch by launch."""
     from gpuprop.cuda.columns import BatchNorm, Results
-    from gpuprop.ops.activations import prelu
     from gpuprop.ops.normalisation import standardize
 
     norm, wanted = BatchNorm(), (True, True, True)
@@ -123,10 +131,6 @@ def column_cases(x: Any, dy: Any, weight: Any, bias: Any) -> Iterator[Case]:
     yield Case("batch_norm sums of the gradients", sums, given, [means])
     yield Case("batch_norm dx", gradient, [dy, x, means, slopes], [means, slopes])
     yield next(op_cases(standardize, [x, mean, variance, weight, bias], [mean, variance, weight, bias]))
-    yield from op_cases(prelu, [x, weight], [weight])
-    yield from (
-        replace(case, name=f"{case.name}, one weight") for case in op_cases(prelu, [x, weight[:1]], [weight[:1]])
-    )
 
 
 def biased_loss_cases(op: Any, x: Any, bias: Any, targets: Sequence[Any]) -> Iterator[Case]:
@@ -188,7 +192,14 @@ def cases() -> Iterator[Case]:
         "tanh",
         "gelu",
     ):  # these keep y or x, before dropout and after: all functors run in the same loops
-        yield from elementwise_cases(REGISTRY[name], x, other, bias)
+        yield from elementwise_cases(REGISTRY[name], x, other)
+        yield from biased_cases(REGISTRY[name], x, other, bias)
+    prelu, half = REGISTRY["prelu"], [a.astype(cupy.float16) for a in (x, other, bias, scale)]
+    for rows, slopes, column, weights in ((x, other, bias, scale), half):
+        for learnt in (weights[:1], weights):
+            yield from biased_cases(prelu, rows, slopes, column, learnt)
+    for learnt in (scale[:1], scale):
+        yield from (replace(c, name=f"{c.name} of {learnt.size}") for c in op_cases(prelu, [x, learnt], [learnt]))
     for name, inputs, shared in [
         ("softmax", [x], []),
         ("log_softmax", [x], []),
@@ -234,7 +245,7 @@ def measure() -> None:
         written = case.run()
         mark((1,), (1,), ())
         least = sum(a.nbytes for a in [*case.reads, *written] if a is not None)
-        cached = sum(a.nbytes * (N - 1) for a in case.shared)
+        cached = sum(max(a.nbytes, WARPS * SECTOR) * (N - 1) for a in case.shared)
         print(json.dumps({"name": case.name, "least": least, "cached": cached}), flush=True)
 
 

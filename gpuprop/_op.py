@@ -19,7 +19,7 @@ import numpy as np
 
 from ._tensor import Unfinished, install
 from .device import BACKENDS
-from .errors import ArgumentError, DeclarationError, Error
+from .errors import ArgumentError, DeclarationError, Error, UndefinedGradientError
 from .tape import call
 
 REGISTRY: dict[str, Op] = {}
@@ -409,6 +409,24 @@ class Op:
             if options[name] is inspect.Parameter.empty:
                 raise ArgumentError(f"{self.name}: expected the option {name!r}, got none")
         return inputs, options
+
+    def gradient_of(self, index: int, xp: Any, dy: Any, inputs: Sequence, options: dict[str, Any]) -> Any:
+        """What the generic rule for one input returns, for rules of ops that are made of this one."""
+        name = self.inputs[index]
+        rule = next((rule for rule in self.gradients if name in rule.targets), None)
+        if rule is None:
+            raise UndefinedGradientError(
+                f"{self.name}: expected a gradient rule for {name!r}, got none; detach() that input"
+            )
+        known = dict(zip(self.inputs, [*inputs, *[None] * (len(self.inputs) - len(inputs))]))
+        known |= {f"{key}_shape": getattr(value, "shape", None) for key, value in known.items()}
+        if "y" in rule.keeps:
+            known["y"] = self(xp, *inputs, **options)
+        chosen = {key: options[key] for key in rule.options}
+        if rule.takes_wanted:
+            chosen["wanted"] = tuple(target == name for target in rule.targets)
+        found = rule.function(xp, dy, *[known[key] for key in rule.keeps], **chosen)
+        return found[rule.targets.index(name)] if len(rule.targets) > 1 else found
 
     def input_name(self, index: int) -> str:
         return (

@@ -50,7 +50,7 @@ template <typename A> struct Normal {
   }
 };
 
-// --- Rectifiers: all keep y -----------------------------------------------------------------------------------------
+// --- Rectifiers: all but PRelu keep y -------------------------------------------------------------------------------
 
 struct Relu {
   MATHS forward(A x) const { return not_below(x, A(0)); }
@@ -66,6 +66,13 @@ template <typename A> struct LeakyRelu {
   A negative_slope;
   MEMBER forward(A x) const { return x > A(0) ? x : negative_slope * x; }
   MEMBER backward(A dy, A y) const { return y > A(0) ? dy : dy * negative_slope; }
+};
+
+template <typename A> struct PRelu {  // keeps x
+  A learnt;
+  MEMBER forward(A x) const { return not_below(x, A(0)) + learnt * not_above(x, A(0)); }
+  MEMBER backward(A dy, A x) const { return x > A(0) ? dy : dy * learnt; }
+  MEMBER to_learnt(A dy, A x) const { return dy * not_above(x, A(0)); }
 };
 
 template <typename A> struct Elu {

@@ -1,6 +1,5 @@
-// What is normalised per column (the features of an MLP), and slopes per column. Definitions and limits are those of gpuprop/ops.
+// What is normalised per column (the features of an MLP). Definitions and limits are those of gpuprop/ops.
 #include "columns.cuh"
-#include "elementwise.cuh"
 
 // --- Batch normalisation --------------------------------------------------------------------------------------------
 
@@ -154,93 +153,4 @@ __device__ __forceinline__ void blend(T* x, const T* y, I n, typename Arithmetic
   typedef typename Arithmetic<T>::type A;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x)
     x[i] = narrow<T>(a * widen<A>(x[i]) + b * widen<A>(y[i]));
-}
-
-// --- A slope where x is negative, learned ---------------------------------------------------------------------------
-
-template <typename A> struct Slope {
-  A weight;
-  __device__ __forceinline__ A forward(A x) const { return positive(x) + weight * negative(x); }
-  __device__ __forceinline__ A backward(A dy, A x) const { return x > A(0) ? dy : dy * weight; }
-  static __device__ __forceinline__ A positive(A x) { return x < A(0) ? A(0) : x; }  // NaN stays NaN in both
-  static __device__ __forceinline__ A negative(A x) { return x > A(0) ? A(0) : x; }
-};
-
-// One weight per column.
-template <int W, typename T, typename I>
-__device__ __forceinline__ void slopes_forward(const T* x, const T* weight, T* y, I rows, I columns, int height, int lanes) {
-  typedef typename Arithmetic<T>::type A;
-  const Stripe<T, I, W> stripe(rows, columns, height, lanes);
-  A slope[W];
-  stripe.numbers(weight, slope);
-  stripe.each([&](I at) {
-    const Part<T, W> some = load_part<W>(x + at);
-    A result[W];
-#pragma unroll
-    for (int k = 0; k < W; ++k) result[k] = Slope<A>{slope[k]}.forward(widen<A>(some.at[k]));
-    store_part(y + at, result);
-  });
-}
-
-// dx may be dy, or null (nobody wants it), as dweight.
-template <int W, typename T, typename A>
-__device__ __forceinline__ void slopes_step(const T* dy, const T* x, T* dx, const A (&slope)[W], A (&sum)[W]) {
-  const Part<T, W> d = load_part<W>(dy), some = load_part<W>(x);
-  A result[W];
-#pragma unroll
-  for (int k = 0; k < W; ++k) {
-    result[k] = Slope<A>{slope[k]}.backward(widen<A>(d.at[k]), widen<A>(some.at[k]));
-    sum[k] += widen<A>(d.at[k]) * Slope<A>::negative(widen<A>(some.at[k]));
-  }
-  if (dx) store_part(dx, result);
-}
-
-template <int W, typename T, typename I>
-__device__ __forceinline__ void slopes_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, typename Arithmetic<T>::type* partials,
-                                                unsigned int* tickets, I rows, I columns, int height, int lanes, int accumulate) {
-  typedef typename Arithmetic<T>::type A;
-  const Stripe<T, I, W> stripe(rows, columns, height, lanes);
-  A slope[W], own[1][W];
-  stripe.numbers(weight, slope);
-#pragma unroll
-  for (int k = 0; k < W; ++k) own[0][k] = A(0);
-  stripe.each([&](I at) { slopes_step(dy + at, x + at, dx ? dx + at : dx, slope, own[0]); });
-  if (!dweight) return;
-  stripe.template total<Sums<A, 1>>(own, partials, tickets, height, [&](I c, const Sums<A, 1>& sum) {
-    dweight[c] = narrow<T>(accumulate ? widen<A>(dweight[c]) + sum.at[0] : sum.at[0]);
-  });
-}
-
-// One weight for all.
-template <typename T, typename I> __device__ __forceinline__ void slope_forward(const T* x, const T* weight, T* y, I n) {
-  typedef typename Arithmetic<T>::type A;
-  elementwise_forward(x, y, n, Slope<A>{widen<A>(*weight)});
-}
-
-template <typename T, typename I>
-__device__ __forceinline__ void slope_backward(const T* dy, const T* x, const T* weight, T* dx, T* dweight, typename Arithmetic<T>::type* partials,
-                                               unsigned int* tickets, I n, int accumulate) {
-  typedef typename Arithmetic<T>::type A;
-  __shared__ A room[32];
-  const int width = Pack<T>::size;
-  const I stride = I(gridDim.x) * blockDim.x, first = I(blockIdx.x) * blockDim.x + threadIdx.x, packs = n / width;
-  A slope[width], sums[width], slope_of_last[1] = {widen<A>(*weight)}, last[1] = {A(0)};
-#pragma unroll
-  for (int k = 0; k < width; ++k) {
-    slope[k] = slope_of_last[0];
-    sums[k] = A(0);
-  }
-  for (I i = first; i < packs; i += stride) slopes_step(dy + i * width, x + i * width, dx ? dx + i * width : dx, slope, sums);
-  for (I i = packs * width + first; i < n; i += stride) slopes_step(dy + i, x + i, dx ? dx + i : dx, slope_of_last, last);
-  if (!dweight) return;
-  A sum = last[0];
-#pragma unroll
-  for (int k = 0; k < width; ++k) sum += sums[k];
-  sum = block_reduce(sum, Add(), A(0), room);
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-  if (!last_block(tickets, gridDim.x)) return;
-  sum = A(0);
-  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) sum += partials[i];
-  sum = block_reduce(sum, Add(), A(0), room);
-  if (threadIdx.x == 0) *dweight = narrow<T>(accumulate ? widen<A>(*dweight) + sum : sum);
 }

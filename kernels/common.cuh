@@ -95,3 +95,15 @@ __device__ inline bool last_block(unsigned int* ticket, unsigned int blocks) {
   if (last) __threadfence();
   return last;
 }
+
+// The sum of the value of every thread of the grid, in the last block, where this is true. partials: a number for each block.
+template <typename A> __device__ __forceinline__ bool grid_sum(A& value, A* partials, unsigned int* ticket, A* room) {
+  const unsigned int block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
+  value = block_reduce(value, Add(), A(0), room);
+  if (threadIdx.x == 0) partials[block] = value;
+  if (!last_block(ticket, blocks)) return false;
+  value = A(0);
+  for (unsigned int i = threadIdx.x; i < blocks; i += blockDim.x) value += partials[i];
+  value = block_reduce(value, Add(), A(0), room);
+  return true;
+}

@@ -27,13 +27,7 @@ __device__ __forceinline__ void norm_of(const Segments& segments, A* partials, A
   __shared__ A room[32];
   SumOfSquares<T> squares = {segments, A(0), nullptr};
   over_segments<T>(segments, squares);
-  const A sum = block_reduce(squares.sum, Add(), A(0), room);
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-  if (!last_block(ticket, gridDim.x)) return;
-  A total = A(0);
-  for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) total += partials[i];
-  total = block_reduce(total, Add(), A(0), room);
-  if (threadIdx.x == 0) *norm = sqrt(total);
+  if (grid_sum(squares.sum, partials, ticket, room) && threadIdx.x == 0) *norm = sqrt(squares.sum);
 }
 
 template <typename T> struct Clip {

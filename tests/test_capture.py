@@ -37,7 +37,7 @@ def same(a, b):
 class Training:
     """A model with everything that changes from step to step, and its step."""
 
-    def __init__(self, place):
+    def __init__(self, place, activation=nn.ReLU):
         self.generator = gp.Generator(place, 5)
         self.model = nn.Sequential(
             nn.Linear(6, 9, generator=gp.Generator("cpu", 1)),
@@ -45,7 +45,7 @@ class Training:
             nn.GELU(),
             nn.Dropout(0.3, generator=self.generator),
             nn.Linear(9, 8, generator=gp.Generator("cpu", 2)),
-            nn.ReLU(),
+            activation(),
             nn.Dropout(0.2, generator=self.generator),
             nn.Linear(8, 4, generator=gp.Generator("cpu", 3)),
         ).to(place)
@@ -86,6 +86,17 @@ def test_300_steps_are_those_of_the_function(place):
     states = [next(iter(t.optimizer.state.values()))["step"] for t in (eager, captured)]
     assert states == [300, 300]
     assert "1 recordings" in repr(step)
+
+
+@pytest.mark.parametrize("weights", [1, 8])
+def test_steps_of_an_activation_that_learns(place, weights):
+    eager, captured = (Training(place, lambda: nn.PReLU(weights)) for _ in range(2))
+    step = gp.capture(captured.step)
+    for x, labels in batches(12, place):
+        same(eager.step(x, labels), step(x, labels))
+    for a, b in zip(eager.everything(), captured.everything(), strict=True):
+        same(a, b)
+    assert (captured.model[5].weight.numpy() != 0.25).all()
 
 
 def test_any_function_of_tensors(place):

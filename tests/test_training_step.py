@@ -61,10 +61,11 @@ def test_a_step_neither_copies_nor_waits(count, activation):
 
 
 ACTIVATIONS = sorted(name for name in REGISTRY if fusible(name) is not None)
+assert "prelu" in ACTIVATIONS
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, pytest.param(lambda: nn.PReLU(1024), id="prelu of each column")])
 def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation):
     """Of L layers: 3 L - 1 products, L - 1 times bias and activation, L - 1 times their gradients, the loss, and the optimizer."""
     layers, launched = 3, []
@@ -76,7 +77,7 @@ def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation)
         Kernel, "__call__", lambda self, *args, **more: (launched.append(self.name), launch(self, *args, **more))
     )
     counted = count(step)
-    functor = activation.replace("_", "").lower()
+    functor = activation.replace("_", "").lower() if isinstance(activation, str) else "prelu"
     assert counted["gemm_calls"] == 3 * layers - 1
     assert counted["kernel_launches"] == len(launched) == 2 * layers  # so no launch is CuPy's
     assert [name.split("_float32")[0] for name in launched] == [
@@ -88,8 +89,9 @@ def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation)
     assert counted["memsets"] == 0
 
 
+@pytest.mark.parametrize("activations", [lambda: (nn.GELU(), nn.ReLU()), lambda: (nn.PReLU(9), nn.PReLU())])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(device, bias):
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(device, bias, activations):
     rng = np.random.default_rng(0)
     x = gp.tensor(rng.standard_normal((12, 6)), device=device)
     labels = gp.tensor(rng.integers(0, 4, 12), device=device)
@@ -100,7 +102,8 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(device, bias):
             nn.Linear(n, m, bias=bias, dtype=np.float64, generator=gp.Generator("cpu", n))
             for n, m in zip(sizes, sizes[1:])
         ]
-        model = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.ReLU(), layers[2]).to(device)
+        first, second = activations()
+        model = nn.Sequential(layers[0], first, layers[1], second, layers[2]).to(device).double()
         for part in parts:
             F.cross_entropy(model(x[part]), labels[part], reduction="sum").backward()
         return [p.grad.numpy() for p in model.parameters()]

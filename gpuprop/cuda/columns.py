@@ -1,4 +1,4 @@
-"""Kernels of whole columns: batch normalisation, normalisation by given statistics, and a slope per column."""
+"""Kernels of whole columns: batch normalisation, and normalisation by given statistics."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _has_columns(x: Any) -> bool:
     return x.ndim > 1 and x.shape[1] > 0 and x.size == x.shape[0] * x.shape[1]
 
 
-def _matches(x: Any, *vectors: Any) -> bool:
+def matches(x: Any, *vectors: Any) -> bool:
     """Whether kernels take x (N, C), with vectors (C,) or None beside it."""
     from . import launch
 
@@ -164,22 +164,8 @@ GRADIENT = Maker(
     "batch_gradient<W>",
     f"const T* dy, const T* x, const A* means, const A* slopes, T* dx{SIZE}",
 )
-SLOPES = Maker("prelu", "slopes_forward<W>", f"const T* x, const T* weight, T* y{SIZE}")
-SLOPES_BACKWARD = Maker(
-    "prelu_backward",
-    "slopes_backward<W>",
-    "const T* dy, const T* x, const T* weight, T* dx, T* dweight, A* partials, unsigned int* tickets"
-    f"{SIZE}, int accumulate",
-)
-SLOPE = Maker("prelu_one", "slope_forward", "const T* x, const T* weight, T* y, I n")
-SLOPE_BACKWARD = Maker(
-    "prelu_one_backward",
-    "slope_backward",
-    "const T* dy, const T* x, const T* weight, T* dx, T* dweight, A* partials, unsigned int* tickets, I n, int accumulate",
-)
 BLEND = Maker("blend", "blend", "T* x, const T* y, I n", ", A a, A b")
-STREAMING = NORMALISE, STANDARDISE, GRADIENT, SLOPES, SLOPES_BACKWARD  # the others store next to nothing
-ONE_SLOPE = SLOPE, SLOPE_BACKWARD
+STREAMING = NORMALISE, STANDARDISE, GRADIENT  # the others store next to nothing
 
 
 def _variants(makers: tuple[Maker, ...], *, wide: bool) -> Iterator[Kernel]:
@@ -189,7 +175,7 @@ def _variants(makers: tuple[Maker, ...], *, wide: bool) -> Iterator[Kernel]:
                 yield make(dtype, 16 // size if wide else 1, index)
 
 
-every_kernel(lambda: _variants((*STREAMING, *ONE_SLOPE), wide=True))
+every_kernel(lambda: _variants(STREAMING, wide=True))
 every_kernel(lambda: _variants((STATISTICS, GRADIENT_SUMS), wide=True), streaming=False)
 every_kernel(lambda: _variants((*STREAMING, STATISTICS, GRADIENT_SUMS), wide=False), streaming=False)
 every_kernel(lambda: _variants((BLEND,), wide=True), streaming=False)  # of single elements, because vectors are short
@@ -263,7 +249,7 @@ class BatchNorm:
         """(y, mean, variance), and mean and 1/std as the gradient needs them."""
         from . import launch
 
-        if not _matches(x, weight, bias) or x.shape[0] < 2:
+        if not matches(x, weight, bias) or x.shape[0] < 2:
             return NotImplemented
         x, weight, bias = (a if a is None else launch.packed(a) for a in (x, weight, bias))
         mean, variance, means, scales = self.statistics(x, eps)
@@ -349,7 +335,7 @@ def standardize(
     """y = (x - mean) / sqrt(variance + eps) * weight + bias of each column, in one launch; its gradients by the generic rules."""
     from . import launch
 
-    if not _matches(x, mean, variance, weight, bias):
+    if not matches(x, mean, variance, weight, bias):
         return NotImplemented
     y = launch.place_for(out, x.shape, x.dtype)
     if x.size:
@@ -367,75 +353,3 @@ def blend(x: Any, a: float, y: Any, b: float) -> None:
     elif x.size:
         scalar = arithmetic(x.dtype).type
         BLEND.launch_flat(-(-x.size // THREADS), (x, y), scalar(a), scalar(b))
-
-
-# --- A slope per column ---------------------------------------------------------------------------------------------
-
-
-class PRelu:
-    """x where it is positive, else weight times x: one weight per column of x (N, C), or one for any x. A launch forward, one backward."""
-
-    def implementation(self, op: Op) -> Implementation:
-        """For an op of x and weight."""
-        from .._op import GradientRule, Implementation
-
-        rule = GradientRule(
-            function=self.backward,
-            targets=op.inputs,
-            keeps=op.inputs,
-            options=(),
-            accumulates=True,
-            overwrites_dy="scratch",
-            takes_wanted=True,
-        )
-        return Implementation(self.forward, gradients=[rule])
-
-    def forward(self, x: Any, weight: Any, *, out: Any = None) -> Any:
-        """y."""
-        from . import launch
-
-        one = weight.size == 1 and weight.ndim < 2 and launch.takes(x, weight)
-        if not one and not _matches(x, weight):
-            return NotImplemented
-        y = launch.place_for(out, x.shape, x.dtype)
-        if x.size:
-            arrays = (launch.packed(x), launch.packed(weight), y)
-            if one:
-                SLOPE.launch_flat(launch.blocks_for(x.size, x.itemsize), arrays)
-            else:
-                SLOPES.launch(sharing(x, summed=False), arrays)
-        return launch.finished(y, out)
-
-    def backward(
-        self,
-        dy: Any,
-        x: Any,
-        weight: Any,
-        *,
-        wanted: tuple[bool, ...],
-        out: tuple | None = None,
-        accumulate: tuple[bool, ...] = (False, False),
-        scratch: Any = None,
-    ) -> tuple:
-        """dx and dweight, None for what nobody wants. What has a place in `out` is written there, or added to it."""
-        import cupy
-
-        from . import launch
-
-        given = launch.packed(dy), launch.packed(x), launch.packed(weight)
-        results = Results(x, weight, wanted, out, accumulate, given[0] if scratch is given[0] else None)
-        if not x.size:
-            results.clear()
-        else:
-            calculated, add = arithmetic(x.dtype), np.int32(results.adds[1])
-            if weight.size == 1:
-                most = PARTS_PER_PROCESSOR * launch.multiprocessors()
-                blocks = min(most, launch.blocks_for(x.size, x.itemsize))
-                arrays = (*given, *results.arrays, cupy.empty(blocks, calculated), launch.tickets(1))
-                SLOPE_BACKWARD.launch_flat(blocks, arrays, add)
-            else:
-                shared = sharing(x, summed=wanted[1])
-                partials = cupy.empty((shared.parts, shared.columns), calculated) if wanted[1] else None
-                arrays = (*given, *results.arrays, partials, launch.tickets(shared.stripes))
-                SLOPES_BACKWARD.launch(shared, arrays, add)
-        return results.finished()

@@ -14,7 +14,10 @@ from ..tape import aside, keep
 from .source import FORMATS, THREADS
 
 PACK = 16  # bytes of one vector access
-FAR = 2**31 - 2**20  # from so many elements on, indices need 64 bits; the rest is room for the stride of the last round
+BLOCKS = 2**20  # of the largest grid
+FAR = (
+    2**31 - BLOCKS * THREADS
+)  # from so many elements on, indices need 64 bits: loops count to a stride beyond their last element
 
 
 def takes(*arrays: Any) -> bool:
@@ -63,7 +66,7 @@ def index(count: int, size: int = 0) -> Any:
 def blocks_for(count: int, itemsize: int) -> int:
     """Blocks of `THREADS` threads of which each takes one pack; loops take care of what lies beyond the largest grid."""
     per_block = THREADS * (PACK // itemsize)
-    return max(1, min(-(-count // per_block), 2**20))
+    return max(1, min(-(-count // per_block), BLOCKS))
 
 
 Tickets = dict[tuple[int, int], Any]  # counters by device and stream: launches of one stream do not overlap

@@ -31,13 +31,22 @@ class FunctionModule(Module):
 class Activation(FunctionModule):
     """The base of the activations; their repr shows all options."""
 
+    learns = ""  # the parameter that its function takes after x
+
+    @property
+    def learnt(self) -> Parameter | None:
+        return getattr(self, self.learns) if self.learns else None
+
+    def forward(self, input: Any) -> Any:
+        return super().forward(input, self.learnt) if self.learns else super().forward(input)
+
     def extra_repr(self) -> str:
         shown = [*self.passed, "inplace"] if getattr(self, "inplace", False) else self.passed
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
-def fusion_with(module: Module) -> dict[str, Any] | None:
-    """The options of `linear_activation` for a Linear before this module; None if the two are not one op."""
+def fusion_with(module: Module) -> tuple[dict[str, Any], Parameter | None] | None:
+    """For a Linear before this module, the options of `linear_activation` and what is learnt; None if the two are not one op."""
     kind: Any = type(module)
     try:
         fusion = _FUSIONS[kind]
@@ -45,9 +54,11 @@ def fusion_with(module: Module) -> dict[str, Any] | None:
         plain = issubclass(kind, Activation) and kind.forward is Activation.forward and isinstance(kind.function, Op)
         known = plain and fusible(kind.function.name) is not None
         fusion = _FUSIONS[kind] = {"activation": kind.function.name, "options": ()} if known else None
-    if fusion is None or not kind.passed:
-        return fusion
-    return {**fusion, "options": tuple([(name, getattr(module, name)) for name in kind.passed])}
+    if fusion is None:
+        return None
+    if kind.passed:
+        fusion = {**fusion, "options": tuple([(name, getattr(module, name)) for name in kind.passed])}
+    return fusion, module.learnt  # type: ignore[attr-defined]
 
 
 _FUSIONS: dict[type, dict[str, Any] | None] = {}  # by class, without its options
@@ -113,18 +124,18 @@ Softmax = _module(Activation, "Softmax", F.softmax)
 LogSoftmax = _module(Activation, "LogSoftmax", F.log_softmax)
 
 
-class PReLU(Module):
-    """y = max(0, x) + w min(0, x), with w learnt: one, or one per channel (axis 1).
+class PReLU(Activation):
+    """Parametric rectifier: y = max(x, 0) + weight * min(x, 0). At 0 the gradient of x is weight times dy.
 
+    The weight is learnt: one number, or one per channel (axis 1).
     Source: He et al. 2015, arXiv:1502.01852, eq. 1.
     """
+
+    function, learns = F.prelu, "weight"
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, device: Any = None, dtype: Any = None):
         self.num_parameters = num_parameters
         self.weight = Parameter(full((num_parameters,), float(init), device=device, dtype=dtype))
-
-    def forward(self, input: Any) -> Any:
-        return F.prelu(input, self.weight)
 
     def extra_repr(self) -> str:
         return f"num_parameters={self.num_parameters}"
@@ -133,7 +144,7 @@ class PReLU(Module):
 def activations() -> dict[str, Any]:
     """The activations by the names of their functions, for `MLP`."""
     found = [value for value in globals().values() if isinstance(value, type) and issubclass(value, Activation)]
-    return {"prelu": PReLU, **{made.function.name: made for made in found if made is not Activation}}
+    return {made.function.name: made for made in found if made is not Activation}
 
 
 # --- Losses ---------------------------------------------------------------------------------------------------------

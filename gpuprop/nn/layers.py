@@ -300,7 +300,7 @@ class Sequential(_Numbered):
 
     def forward(self, input: Any) -> Any:
         linear: Linear | None = None  # waits for what comes after it
-        fused: dict[str, Any] | None = None  # its activation, which then waits with it
+        fused: tuple | None = None  # its activation, which then waits with it: what `fusion_with` says
         for module in self.__dict__.values():
             if not isinstance(module, Module):
                 continue
@@ -311,11 +311,11 @@ class Sequential(_Numbered):
                         continue
                     input = linear(input)
                 elif type(module) is Dropout and module.training and module.p:
-                    input = _dropped(input, linear, fused, module)
+                    input = _dropped(input, linear, module, *fused)
                     linear = fused = None
                     continue
                 else:
-                    input = call(linear_activation, (input, linear.weight, linear.bias), fused)
+                    input = _activated(input, linear, *fused)
                     fused = None
             linear = module if type(module) is Linear else None
             if linear is None:
@@ -324,15 +324,20 @@ class Sequential(_Numbered):
             return input
         if fused is None:
             return linear(input)
-        return call(linear_activation, (input, linear.weight, linear.bias), fused)
+        return _activated(input, linear, *fused)
 
 
-def _dropped(input: Any, linear: Linear, activation: dict[str, Any], dropout: Dropout) -> Any:
-    """What a layer, an activation (as options of `linear_activation`) and dropout make of the input, one after another."""
+def _activated(input: Any, linear: Linear, activation: dict[str, Any], learnt: Parameter | None) -> Any:
+    """What a layer and an activation, as `fusion_with` says, make of the input."""
+    return call(linear_activation, (input, linear.weight, linear.bias, learnt), activation)
+
+
+def _dropped(input: Any, linear: Linear, dropout: Dropout, activation: dict[str, Any], learnt: Parameter | None) -> Any:
+    """The same, and dropout."""
     count = prod(gnp.shape(input)[:-1]) * linear.out_features
     base, key = F.reserve_mask(count, linear.weight.device, dropout.generator)
     options = {**activation, "p": dropout.p, **key}
-    return call(linear_activation_dropout, (input, linear.weight, linear.bias, base), options)
+    return call(linear_activation_dropout, (input, linear.weight, linear.bias, base, learnt), options)
 
 
 class ModuleList(_Numbered):
@@ -382,16 +387,18 @@ class MLP(Sequential):
         if norm is not None:
             affine = 1 if norm == "rms" else 2
             shapes += [(m,) for m in sizes[1:-1] for _ in range(affine)]
+        *hidden, last = [*(_activation(activation) for _ in sizes[1:-1]), _activation(output_activation)]
+        shapes += [p.shape for modules in (*hidden, last) for module in modules for p in module.parameters()]
         with one_chunk(shapes, kind, place):
-            for n, m in zip(sizes, sizes[1:-1]):
+            for n, m, modules in zip(sizes, sizes[1:-1], hidden):
                 self.append(Linear(n, m, device=place, dtype=kind, generator=generator))
                 if norm is not None:
                     self.append(NORMS[norm](m, device=place, dtype=kind))  # type: ignore[call-arg]
-                self.extend(_activation(activation))
+                self.extend(_moved(modules, place, kind))
                 if dropout:
                     self.append(Dropout(dropout))
             self.append(Linear(sizes[-2], sizes[-1], device=place, dtype=kind, generator=generator))
-        self.extend(_activation(output_activation))
+            self.extend(_moved(last, place, kind))
 
 
 def _activation(given: str | Callable[[], Module] | None) -> list[Module]:
@@ -403,3 +410,11 @@ def _activation(given: str | Callable[[], Module] | None) -> list[Module]:
     if given not in known:
         raise OptionError(f"MLP: expected an activation among {', '.join(sorted(known))}, got {given!r}")
     return [known[given]()]
+
+
+def _moved(modules: list[Module], place: Device, kind: Any) -> list[Module]:
+    """The modules, their parameters beside those that were made before, wherever they were and of whatever dtype."""
+    for module in modules:
+        for p in module.parameters():
+            p.settle(p.data, place, kind)
+    return modules

@@ -166,10 +166,10 @@ class Parameter(Tensor):
         self._restore(as_data(data, device=device), requires_grad)
 
     def _restore(self, data: Any, requires_grad: bool) -> None:
-        self._settle(data, device_of(data), data.dtype)
+        self.settle(data, device_of(data), data.dtype)
         self.requires_grad_(requires_grad)
 
-    def _settle(self, data: Any, device: Device, dtype: Any) -> None:
+    def settle(self, data: Any, device: Device, dtype: Any) -> None:
         """Takes new memory and fills it with the data."""
         segment = allocate(tuple(data.shape), dtype, device)
         with device_scope(device):
@@ -198,7 +198,7 @@ class Parameter(Tensor):
         if device == self.device and dtype == self.dtype:
             return self
         grad, self.grad = self.grad, None
-        self._settle(self._data, device, dtype)
+        self.settle(self._data, device, dtype)
         if grad is not None:
             place = self.segment.gradient()
             with device_scope(device):

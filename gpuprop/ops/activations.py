@@ -17,7 +17,6 @@ import numpy as np
 from .._blocks import cut, filled
 from .._op import op
 from ..cuda._elementwise import elementwise
-from ..cuda.columns import PRelu
 from ..cuda.rowwise import rowwise
 from ..errors import BoundsError, OptionError, ShapeError
 from ..testing import SHAPES, Draw, ErrorSample, Sample, apart, real_line
@@ -149,9 +148,6 @@ def _(xp, dy, x, weight_shape):
     if math.prod(weight_shape) == 1:
         return xp.reshape(xp.sum(per_element), weight_shape)
     return xp.sum(per_element, axis=(0, *range(2, x.ndim)))
-
-
-prelu.cuda = PRelu()
 
 
 # --- Exponential units ----------------------------------------------------------------------------------------------
@@ -440,6 +436,7 @@ def _(xp, dy, x):
 
 relu.cuda = elementwise("activations.cu", "Relu", of_sign=True)
 relu6.cuda = elementwise("activations.cu", "Relu6")
+prelu.cuda = elementwise("activations.cu", "PRelu", learns="weight")
 leaky_relu.cuda = elementwise("activations.cu", "LeakyRelu", of_sign=True)
 elu.cuda = elementwise("activations.cu", "Elu")
 selu.cuda = elementwise("activations.cu", "Selu")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._op import REGISTRY, Op, op
-from ..errors import OptionError, ShapeError, UndefinedGradientError
+from ..errors import OptionError, ShapeError
 from ..testing import Draw, ErrorSample, Sample
 from .losses import (
     binary_cross_entropy_with_logits,
@@ -77,33 +77,16 @@ def bias_loss(xp, x, bias, *others, loss, options=()):
 
 @bias_loss.grad("x", "bias")
 def _(xp, dy, x, bias, *others, loss, options):
-    dx = _gradient(xp, 0, dy, (x + bias, *others), _loss(loss), options)
+    f = _loss(loss)
+    dx = f.gradient_of(0, xp, dy, (x + bias, *others), _settings(f, options))
     return dx, dx  # the walk sums over the rows
 
 
 @bias_loss.grad("others")
 def _(xp, dy, x, bias, *others, loss, options, wanted):
     f, inputs = _loss(loss), (x + bias, *others)
-    return tuple(_gradient(xp, i, dy, inputs, f, options) if want else None for i, want in enumerate(wanted, 1))
-
-
-def _gradient(xp, i: int, dy: Any, inputs: tuple, f: Op, options: tuple) -> Any:
-    """The gradient of one input by the loss's own rule."""
-    name, settings = f.inputs[i], _settings(f, options)
-    rule = next((rule for rule in f.gradients if name in rule.targets), None)
-    if rule is None:
-        raise UndefinedGradientError(
-            f"bias_loss: expected {f.name} to have a gradient rule for {name!r}, got none; detach() that input"
-        )
-    known = dict(zip(f.inputs, [*inputs, *[None] * (len(f.inputs) - len(inputs))]))
-    known |= {f"{key}_shape": getattr(value, "shape", None) for key, value in known.items()}
-    if "y" in rule.keeps:
-        known["y"] = f(xp, *inputs, **settings)
-    chosen = {key: settings[key] for key in rule.options}
-    if rule.takes_wanted:
-        chosen["wanted"] = tuple(target == name for target in rule.targets)
-    found = rule.function(xp, dy, *[known[key] for key in rule.keeps], **chosen)
-    return found[rule.targets.index(name)] if len(rule.targets) > 1 else found
+    settings = _settings(f, options)
+    return tuple(f.gradient_of(i, xp, dy, inputs, settings) if want else None for i, want in enumerate(wanted, 1))
 
 
 # --- CUDA: the loss's kernel, which takes a bias ---------------------------------------------------------------------

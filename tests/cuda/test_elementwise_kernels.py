@@ -19,7 +19,7 @@ SIZES = [0, 1, 3, 31, 33, 1000, 1025]
 def bound_ops():
     for op in REGISTRY.values():
         twin = op.cuda.implementation
-        if twin is not None and isinstance(twin.binder, Elementwise):
+        if twin is not None and type(twin.binder) is Elementwise:  # those that learn: test_learnt_kernels.py
             yield op
 
 
@@ -261,6 +261,17 @@ def test_dropout_in_the_pass_of_a_bias(op, options, dtype):
             np.testing.assert_array_equal(db.get(), expected_db.get())
         else:
             assert_agrees(dx.get(), expected_dx.get().astype(np.float64), dtype)
+
+
+def test_indices_of_32_bits_hold_a_stride_beyond_the_last_element():
+    """A loop adds the stride of its grid to its index until that is no element's."""
+    from gpuprop.cuda import launch
+
+    count = launch.FAR - 1
+    assert (launch.index_type(count), launch.index_type(count + 1)) == ("int", "long long")
+    assert type(launch.index(count)) is np.int32
+    for each in (1, 2, 4, 8, 16):  # bytes of an element
+        assert count + launch.blocks_for(count, each) * launch.THREADS < 2**31
 
 
 def test_ops_with_kernels_are_found():

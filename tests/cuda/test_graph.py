@@ -60,7 +60,7 @@ def test_a_replay_is_one_launch(count, optimizer):
     assert counted["device_to_device"] == 0
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh", "prelu", lambda: nn.PReLU(16)])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_a_step_has_5_nodes_per_layer_less_one(layers, activation):
     nodes = Training((20, *[16] * (layers - 1), 5), activation).captured().recording.nodes()

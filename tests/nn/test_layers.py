@@ -172,9 +172,10 @@ def test_mlp_structure():
     assert [type(m).__name__ for m in nn.MLP([4, 3, 2], None)] == ["Linear", "Linear"]
 
 
+@pytest.mark.parametrize("activation", ["relu", "prelu", lambda: nn.PReLU(1, device="cpu", dtype=np.float64)])
 @pytest.mark.parametrize("norm", [None, "layer", "batch", "rms"])
-def test_mlp_lies_in_one_piece(device, norm):
-    model = nn.MLP([300, 200, 100, 10], norm=norm, device=device)
+def test_mlp_lies_in_one_piece(device, norm, activation):
+    model = nn.MLP([300, 200, 100, 10], activation, output_activation=activation, norm=norm, device=device)
     parameters = list(model.parameters())
     assert all(q.segment.follows(p.segment) for p, q in zip(parameters, parameters[1:]))
     assert parameters[0].segment.chunk.data.size == parameters[-1].segment.stop

@@ -5,6 +5,7 @@ import pytest
 
 import gpuprop as gp
 from gpuprop import nn
+from gpuprop.errors import ShapeError
 
 
 def apart(linear, activation, dropout):
@@ -44,6 +45,51 @@ def test_dropout_is_that_of_a_record_of_its_own(device, activation, rows, column
             np.testing.assert_array_equal(a, e)
 
 
+@pytest.mark.parametrize("weights", [1, 12])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_an_activation_that_learns(device, weights, dtype, bias, dropout):
+    """As three records. On a GPU sums over rows and columns have another order, and 16 bits are not rounded to before the activation."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((33, 5)).astype(dtype), rng.standard_normal((33, 12)).astype(dtype)
+    linear, activation = nn.Linear(5, 12, bias=bias, dtype=dtype), nn.PReLU(weights, dtype=dtype)
+    last = nn.Dropout(dropout)
+    parameters = [*linear.parameters(), *activation.parameters()]
+    found = run(nn.Sequential(linear, activation, last), x, dy, parameters)
+    expected = run(lambda x: last(activation(linear(x))), x, dy, parameters)
+    assert len(found) == 5 + bias
+    for a, e in zip(found, expected, strict=True):
+        if not device.startswith("cuda"):
+            np.testing.assert_array_equal(a, e)
+        else:
+            length = 33 * 12 if e.size == 1 else 33
+            np.testing.assert_allclose(a, e, rtol=0, atol=4 * np.finfo(dtype).eps * length**0.5 * np.abs(e).max())
+
+
+def test_what_is_learnt_for_channels_that_are_no_columns(device):
+    """Of (N, C, columns) the channels are axis 1: the rule's business, as are weights that do not fit."""
+    x, linear, activation = gp.ones(2, 4, 3, device=device), nn.Linear(3, 5, device=device), nn.PReLU(4, device=device)
+    y = nn.Sequential(linear, activation)(x)
+    np.testing.assert_array_equal(y.numpy(), activation(linear(x)).numpy())
+    y.sum().backward()
+    assert activation.weight.grad.shape == (4,)
+    with pytest.raises(ShapeError, match=r"prelu: expected a weight of 1 or 5 numbers.*\(2, 5\), got \(4,\)"):
+        nn.Sequential(linear, activation)(x[:, 0])
+
+
+def test_what_is_learnt_may_be_frozen(device):
+    linear, activation = nn.Linear(3, 5, device=device), nn.PReLU(5, device=device)
+    model, x = nn.Sequential(linear, activation), gp.ones(4, 3, device=device)
+    for frozen in ([activation.weight], [linear.bias], [linear.bias, activation.weight], list(linear.parameters())):
+        for p in model.parameters():
+            p.grad = None
+            p.requires_grad_(all(p is not other for other in frozen))
+        model(x).sum().backward()
+        for p in model.parameters():
+            assert (p.grad is None) == any(p is other for other in frozen)
+
+
 def records(y):
     """The names of the records that lead to y, last first, where each has one input that was computed."""
     node, names = y._node, []
@@ -61,6 +107,9 @@ def test_what_is_one_record():
     assert records(model.eval()(x)) == ["linear", "linear_activation"]
     assert records(nn.Sequential(linear, nn.Tanh(), nn.Dropout(0.0))(x)) == ["linear_activation"]
     assert records(nn.Sequential(linear, nn.Dropout(0.2), nn.Tanh())(x)) == ["tanh", "dropout", "linear"]
+    for weights in (1, 5):
+        assert records(nn.Sequential(linear, nn.PReLU(weights))(x)) == ["linear_activation"]
+    assert records(nn.Sequential(linear, nn.PReLU(5), nn.Dropout(0.2))(x)) == ["linear_activation_dropout"]
     assert records(nn.Sequential(linear, nn.Softmax(-1), nn.Dropout(0.2))(x)) == ["dropout", "softmax", "linear"]
     assert records(nn.MLP([3, 4, 4, 2], dropout=0.5)(x)) == [
         "linear",
@@ -109,9 +158,11 @@ def test_a_mask_is_drawn_again_in_a_checkpoint(device):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU()], ids=repr)
-def test_dropout_costs_no_launch(count, activation):
-    linear = nn.Linear(20, 16, device="cuda")
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.PReLU(), nn.PReLU(16)], ids=repr)
+@pytest.mark.parametrize("bias", [True, False])
+def test_dropout_costs_no_launch(count, activation, bias):
+    activation.to("cuda")
+    linear = nn.Linear(20, 16, bias=bias, device="cuda")
     x, dy = gp.ones(12, 20, device="cuda", requires_grad=True), gp.ones(12, 16, device="cuda")
     names = ("kernel_launches", "memsets", "gemm_calls", "device_to_device", "mallocs")
 
