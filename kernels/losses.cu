@@ -8,8 +8,14 @@ enum Reduction { NONE, SUM, MEAN };
 // The end of a reduced loss: the last block adds up what the threads of all blocks summed, in order, and divides. True in that block.
 template <typename T, typename A>
 __device__ __forceinline__ bool reduce_loss(A sum, A divisor, T* loss, A* partials, unsigned int* ticket, A* room) {
-  if (!grid_sum(sum, partials, ticket, room)) return false;
-  if (threadIdx.x == 0) *loss = narrow<T>(sum / divisor);
+  const unsigned int block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
+  sum = block_reduce(sum, Add(), A(0), room);
+  if (threadIdx.x == 0) partials[block] = sum;
+  if (!last_block(ticket, blocks)) return false;
+  A total = A(0);
+  for (unsigned int i = threadIdx.x; i < blocks; i += blockDim.x) total += partials[i];
+  total = block_reduce(total, Add(), A(0), room);
+  if (threadIdx.x == 0) *loss = narrow<T>(total / divisor);
   return true;
 }
 
@@ -425,14 +431,14 @@ __device__ __forceinline__ void cross_entropy(const typename L::T* const (&array
         row.each([&](int c, const A* x) { shares += of.share(c, x); });
         shares = group_sum<L>(shares, room);
       }
-      const A scale = times(shares, each / e.sum);  // rows to ignore may hold NaN
+      const A scale = shares / e.sum * each;
       row.parts([&](int p, int c, const A(&x)[L::width][Target::inputs]) {
         A slope[L::width];
 #pragma unroll
         for (int k = 0; k < L::width; ++k) {
           const A shifted = below(x[k][0], e.shift), share = of.share(c + k, x[k]);
           sum -= times(share, shifted - log_sum);
-          slope[k] = times(scale, exp(shifted)) - share * each;
+          slope[k] = exp(shifted) * scale - share * each;
         }
         bias.add(p, slope);
         if (dlogits) store_part(dlogits + r * columns + c, slope);

@@ -333,7 +333,7 @@ def cross_entropy(xp, input, target, weight=None, *, ignore_index=-100, reductio
 
     q is 1 on the label and 0 elsewhere, or the probabilities given; smoothed to (1 - s) q + s / C.
     Shapes: input (C,), (N, C) or (N, C, ...); target: integer labels of the same shape without C, or probabilities of
-    the input's shape; weight (C,), a factor per class. Rows labelled ignore_index have no loss, whatever they hold.
+    the input's shape; weight (C,), a factor per class. Rows labelled ignore_index have no loss.
     Reduction: a mean divides by the sum of the labels' weights over the rows that count; for probabilities by the rows.
     Raises: BoundsError for a label that is no class, ShapeError for a mean in which no row counts.
     """
@@ -348,7 +348,7 @@ def cross_entropy(xp, input, target, weight=None, *, ignore_index=-100, reductio
 def _(xp, dy, input, target, weight, *, ignore_index, reduction, label_smoothing):
     axis = _class_axis(input.shape)
     shares, divisor = _class_shares(xp, input, target, weight, ignore_index, label_smoothing)
-    slope = _times(xp, xp.sum(shares, axis=axis, keepdims=True), softmax(xp, input, axis=axis)) - shares
+    slope = softmax(xp, input, axis=axis) * xp.sum(shares, axis=axis, keepdims=True) - shares
     return _share_of_rows(xp, dy, axis, divisor, reduction) * slope
 
 
