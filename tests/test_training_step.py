@@ -65,7 +65,7 @@ ACTIVATIONS = sorted(name for name in REGISTRY if fusible(name) is not None)
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation):
+def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, reference_path, activation):
     """Of L layers: 3 L - 1 products, L - 1 times bias and activation, L - 1 times their gradients, the loss, and the optimizer."""
     layers, launched = 3, []
     launch = Kernel.__call__
