@@ -15,7 +15,7 @@ from ._tree import flatten, map_leaves
 
 ALIGNMENT = 64  # bytes, of each buffer: a cache line, the widest vector
 # Functions that write to `out=` what they would return, to the bit.
-WITH_OUT = {np.dot, np.concatenate, np.stack, np.argmax, np.argmin, np.cumsum, np.cumprod}
+WITH_OUT = {np.ndarray.clip, np.dot, np.concatenate, np.stack, np.argmax, np.argmin, np.cumsum, np.cumprod}
 OUT_BY_NAME = {np.maximum, np.minimum}  # NumPy 2.4 warns of a third argument
 REDUCTION = ("axis", "dtype", "out", "keepdims")  # the options of `ufunc.reduce` in the order of its arguments
 

@@ -159,6 +159,10 @@ class Tensor:
     __array_priority__ = 1000.0
 
     def __init__(self, data: Any, node: Any = None):
+        if not is_array(data) and not isinstance(data, np.generic):
+            raise ArgumentError(
+                f"Tensor: expected an array, got {type(data).__name__}; gp.tensor makes one of anything"
+            )
         self._data = data
         if node is not None:
             self._node = node

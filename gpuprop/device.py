@@ -80,6 +80,7 @@ class Backend:
                 "erf": "scipy.special:erf",
                 "ndtr": "scipy.special:ndtr",
                 "getitem": "operator:getitem",
+                "where": "gpuprop._select:where",
                 "array": "gpuprop._trace:array",
                 "asarray": "gpuprop._trace:asarray",
                 "index_add": "gpuprop.device:host_index_add",

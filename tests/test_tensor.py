@@ -57,6 +57,12 @@ def test_what_is_no_number_is_refused(data):
         gp.tensor(data)
 
 
+@pytest.mark.parametrize("data", [[1.0, 2.0], 3.0, gp.tensor(1.0, device="cpu")])
+def test_the_class_wraps_arrays_alone(data):
+    with pytest.raises(ArgumentError, match=r"Tensor: expected an array, got (list|float|Tensor); gp.tensor"):
+        gp.Tensor(data)
+
+
 def test_ragged_lists_are_refused():
     with pytest.raises(ShapeError, match="one shape"):
         gp.tensor([[1.0], [1.0, 2.0]])

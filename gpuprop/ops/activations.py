@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from .._blocks import cut, filled
 from .._op import op
 from ..cuda._elementwise import elementwise
 from ..cuda.columns import PRelu
@@ -50,7 +51,13 @@ def _(xp, dy, y):
 
 @relu.cpu
 def _(x, *, out=None):
-    return np.maximum(x, 0, out=out)
+    if x.dtype.char not in "fd" or not x.flags.c_contiguous or not (out is None or out.flags.c_contiguous):
+        return np.maximum(x, 0, out=out)
+    y = np.empty_like(x) if out is None else out
+    flat, flat_y = x.reshape(-1), y.reshape(-1)
+    for block in cut(x.size):
+        np.maximum(flat[block], filled(0, flat[block]), out=flat_y[block])
+    return y
 
 
 @relu.cpu.grad("x")

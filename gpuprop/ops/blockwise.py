@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._blocks import in_blocks
+from .._blocks import filled, in_blocks
 from .._op import Op
 from .._trace import primitive
 from ..device import HOST
@@ -20,25 +20,31 @@ from .activations import EXP_VANISHES, GAUSSIAN_VANISHES, gelu, silu
 
 
 @primitive(writes=("y", "slope"))
-def _compute(block, scratch, x, y, slope):
-    in_blocks(np.errstate(over="ignore")(block), x, y, slope, scratch=scratch)  # 1 / (1 + inf) = 0 is what is meant
+def _compute(block, scratch, bias, x, y, slope):
+    with np.errstate(over="ignore"):  # 1 / (1 + inf) = 0 is what is meant
+        in_blocks(block, x, y, slope, scratch=scratch, bias=bias)
 
 
 def blockwise(op: Op, scratch: int, **choices: Callable) -> None:
-    """Binds functions of (x, y, slope, *scratch) on blocks to an op, by the value of its one option, if it has one."""
+    """Binds functions of (x, y, slope, *scratch) on blocks to an op, by the value of its one option, if it has one.
+
+    The implementation takes a `bias` besides: then y is of x + bias, and written over x.
+    """
 
     @op.cpu(residuals=["slope"])
-    def forward(x, *, keep, out=None, **options):
+    def forward(x, *, keep, out=None, bias=None, **options):
         block = choices.get(next(iter(options.values()), "none"))
+        out = out if bias is None else x
         flat = x.flags.c_contiguous and (out is None or out.flags.c_contiguous)
         if x.dtype != np.float32 or not flat or block is None:
+            x = x if bias is None else np.add(x, bias, out=x)
             y, slope = op.rule(HOST.xp, x, **options), op.gradients[0].function(HOST.xp, 1.0, x, **options)
             if out is not None:
                 np.copyto(out, y)
             return y if out is None else out, slope
         y = np.empty_like(x) if out is None else out
         slope = np.empty_like(x)
-        _compute(block, scratch, x, y, slope)
+        _compute(block, scratch, bias, x, y, slope)
         return y, slope
 
     @op.cpu.grad("x")
@@ -48,8 +54,8 @@ def blockwise(op: Op, scratch: int, **choices: Callable) -> None:
 
 def _within(x: Any, limit: float, y: Any, inside: Any) -> None:
     """y = max(x, -limit), inside = min(y, limit): beyond the limits a factor of 0 would meet an infinity."""
-    np.maximum(x, -limit, out=y)
-    np.minimum(y, limit, out=inside)
+    np.maximum(x, filled(-limit, x), out=y)
+    np.minimum(y, filled(limit, x), out=inside)
 
 
 def _logistic(u: Any, s: Any) -> None:
@@ -73,31 +79,39 @@ _TAIL = (
     -0.1572316519,
     0.0356814135,
 )
+# The same in powers of 1 / (1 / c0 + u), which is one multiplication less.
+_SHIFT, *_SHIFTED = (c * _TAIL[0] ** -k if k else 1 / c for k, c in enumerate(_TAIL))
 
 
-def _gelu(x, y, slope, t, tail, e):
-    multiply, add = np.multiply, np.add
-    _within(x, GAUSSIAN_VANISHES, y, slope)
-    np.absolute(slope, t)
-    multiply(t, _TAIL[0], t)
-    add(t, 1, t)
+def _gelu(x, y, slope, t, tail, product):
+    """By u = |x| alone, without a look at the sign of each x: `copysign` takes six times as long as a product.
+
+    y = max(x, 0) - u P(X <= -u). The slope is r = P(X <= -u) - u exp(-u^2 / 2) / sqrt(2 pi) below 0 and 1 - r above, and x < r <= 1 - r
+    below: so it is x, made very large, within these limits. (4.1 ns per element instead of 5.3 with signs, of which exp takes 0.4.)
+    """
+    multiply, add, u = np.multiply, np.add, slope
+    np.absolute(x, u)
+    np.minimum(u, filled(GAUSSIAN_VANISHES, x), out=u)
+    add(u, _SHIFT, t)
     np.reciprocal(t, t)
-    multiply(t, _TAIL[8], tail)
-    for coefficient in _TAIL[7:0:-1]:
+    multiply(t, _SHIFTED[-1], tail)
+    for coefficient in _SHIFTED[-2::-1]:
         add(tail, coefficient, tail)
         multiply(tail, t, tail)
-    multiply(slope, slope, e)
-    multiply(e, -0.5, e)
-    np.exp(e, e)
-    multiply(tail, e, tail)
-    np.copysign(tail, slope, tail)  # P(X <= x) = (0 or 1, by the sign of x) -+ tail, to the last bit of a small tail
-    np.copysign(0.5, slope, t)
-    add(t, 0.5, t)
-    np.subtract(t, tail, tail)
-    multiply(e, slope, e)
-    multiply(e, 1 / math.sqrt(2 * math.pi), e)
-    add(e, tail, slope)
-    multiply(y, tail, y)
+    multiply(u, -0.5, t)
+    multiply(t, u, t)
+    np.exp(t, t)
+    multiply(tail, t, tail)
+    multiply(tail, u, product)
+    multiply(t, u, t)
+    multiply(t, 1 / math.sqrt(2 * math.pi), t)
+    np.subtract(tail, t, tail)  # r
+    np.subtract(1, tail, t)
+    multiply(x, 2.0**40, slope)
+    np.maximum(slope, tail, out=slope)
+    np.minimum(slope, t, out=slope)
+    np.maximum(x, filled(0, x), out=y)
+    np.subtract(y, product, y)
 
 
 def _tanh_gelu(x, y, slope, s, u, du):
@@ -124,7 +138,7 @@ def _silu(x, y, slope, s):
     _logistic(slope, s)
     np.multiply(y, s, y)
     np.subtract(1, s, slope)
-    np.multiply(slope, np.minimum(y, EXP_VANISHES), slope)  # nothing of something infinite is nothing
+    np.multiply(slope, np.minimum(y, filled(EXP_VANISHES, x)), slope)  # nothing of something infinite is nothing
     np.add(slope, s, slope)
 
 

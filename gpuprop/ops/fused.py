@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._blocks import row_blocks
 from .._op import REGISTRY, Op, op
 from ..cuda._elementwise import Dropout, Elementwise
 from ..device import HOST
 from ..errors import OptionError
 from ..testing import Draw, ErrorSample, Sample
-from .linalg import linear, rows
+from .linalg import check_linear, linear, rows
 from .random import check_probability, dropout, scale_of, threshold_of
 
 
@@ -143,25 +144,33 @@ def _(xp, dy, x, weight, bias, base, *, activation, options, p, seed, offset, wa
 
 @linear_activation.cpu(residuals=["kept"])
 def _(x, weight, bias=None, *, activation, options, keep, out=None):
-    z = linear.cpu.implementation.forward(x, weight, bias, out=out)
+    if bias is not None and bias.dtype is not x.dtype:
+        return NotImplemented
+    check_linear(x, weight, bias)
+    z = linear.cpu.implementation.forward(x, weight, out=out)
     if z is NotImplemented:
         return z
-    f = _fusible(activation, options)
-    y, kept = _activated(f, z)
+    y, kept = _activated(_fusible(activation, options), z, bias)
     return (y, kept) if keep else (y,)
 
 
-def _activated(f: Fusible, z: Any) -> tuple[Any, Any]:
-    """The activation's value on a CPU and what its gradient needs: y, z, or (of implementations with a residual) the slope."""
+def _activated(f: Fusible, z: Any, bias: Any) -> tuple[Any, Any]:
+    """The activation of z + bias on a CPU, written over z where that can be, and what its gradient needs.
+
+    That is y, z + bias, or (of implementations with a residual) the slope.
+    """
     twin = f.op.cpu.implementation
     if twin is not None and twin.residuals:
-        return twin.forward(z, keep=True, **f.options)
+        return twin.forward(z, keep=True, out=z, bias=bias, **f.options)
     if twin is not None and f.keeps_y:
-        y = twin.forward(z, out=z, **f.options)  # nobody needs z any more
-    elif twin is not None:
-        y = twin.forward(z, **f.options)
-    else:
-        y = f.op(HOST.xp, z, **f.options)
+        for part in [z] if bias is None else row_blocks(rows(np, z)):
+            if bias is not None:
+                np.add(part, bias, out=part)
+            twin.forward(part, out=part, **f.options)  # nobody needs z any more
+        return z, z
+    if bias is not None:
+        np.add(z, bias, out=z)
+    y = f.op(HOST.xp, z, **f.options) if twin is None else twin.forward(z, **f.options)
     return y, y if f.keeps_y else z
 
 
