@@ -235,17 +235,90 @@ def cases() -> Iterator[Case]:
     yield from optimizer_cases(N * D)
 
 
-def measure() -> None:
+@dataclass
+class Step:
+    """A captured training step of an MLP with softmax-cross-entropy and Adam, in float32, on arguments that lie where it reads them."""
+
+    activation: str
+    rides: bool  # on the products: bias, activation, and their gradients
+    sizes: tuple[int, ...] = (784, 512, 512, 10)
+    batch: int = 256
+
+    @property
+    def name(self) -> str:
+        path = "on the products" if self.rides else "by kernels"
+        return f"step of {'-'.join(map(str, self.sizes))}, batch {self.batch}, {self.activation} {path}"
+
+    def recorded(self) -> Callable[[], Any]:
+        """Its replay."""
+        import cupy
+
+        import gpuprop as gp
+        from gpuprop.nn import functional as F
+
+        gp.set_matmul_epilogues(self.rides)
+        model = gp.nn.MLP(self.sizes, activation=self.activation, seed=0, device="cuda")
+        optimizer = gp.optim.Adam(model.parameters())
+
+        @gp.capture
+        def step(x: Any, labels: Any) -> Any:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        x = gp.asarray(cupy.random.default_rng(0).standard_normal((self.batch, self.sizes[0]), cupy.float32))
+        labels = gp.asarray(cupy.arange(self.batch) % self.sizes[-1])
+        for _ in range(2):
+            step(x, labels)
+        return lambda: step(*step.inputs)
+
+    def budget(self) -> dict[str, int]:
+        """Bytes that have to be moved, by what for: each array that a product, a kernel or the optimizer works on, once.
+
+        Of products the simulator counts factors and result alone, so this does too: neither a bias that rides, nor ReLU's signs as bits.
+        """
+        float32, int64 = 4, 8
+        pairs = list(zip(self.sizes, self.sizes[1:]))
+        product = [float32 * (self.batch * n + n * m + self.batch * m) for n, m in pairs]
+        hidden, classes = self.sizes[1:-1], self.sizes[-1]
+        return {
+            "products": 3 * sum(product)
+            - product[0],  # forward, gradient of the weight, of the input but for the first layer
+            "activations": 0
+            if self.rides
+            else sum(
+                float32 * (5 * self.batch * n + 2 * n) for n in hidden
+            ),  # z -> y; dy, y -> dz; bias and its gradient
+            "loss": float32 * (2 * self.batch * classes + 2 * classes + 1) + int64 * self.batch,
+            "optimizer": 28 * sum(n * m + m for n, m in pairs),
+        }
+
+    @property
+    def cached(self) -> int:
+        """Bytes that are read again from the cache: biases, for each row."""
+        return 4 * (self.batch - 1) * sum(self.sizes[1:])
+
+
+STEPS = [Step("tanh", rides=False), Step("relu", rides=True)]
+
+
+def measure(what: str) -> None:
     """Runs every case under the simulator's profile, between launches of a kernel that marks where it begins and ends."""
     import cupy
 
     mark = cupy.RawKernel('extern "C" __global__ void mark() {}', "mark")
-    for case in cases():
+    for case in cases() if what == "kernels" else STEPS:
+        run = case.recorded() if isinstance(case, Step) else case.run
         mark((1,), (1,), ())
-        written = case.run()
+        written = run()
         mark((1,), (1,), ())
-        least = sum(a.nbytes for a in [*case.reads, *written] if a is not None)
-        cached = sum(max(a.nbytes, WARPS * SECTOR) * (N - 1) for a in case.shared)
+        if isinstance(case, Step):
+            least, cached = sum(case.budget().values()), case.cached
+        else:
+            least = sum(a.nbytes for a in [*case.reads, *written] if a is not None)
+            cached = sum(max(a.nbytes, WARPS * SECTOR) * (N - 1) for a in case.shared)
         print(json.dumps({"name": case.name, "least": least, "cached": cached}), flush=True)
 
 
@@ -257,7 +330,7 @@ class Traffic:
     """What one case moved: bytes of sectors, but for reads of shared arrays from the cache; the least; bytes that threads asked for."""
 
     name: str
-    launches: tuple[str, ...]
+    launches: tuple[str, ...]  # and products
     moved: int
     least: int
     asked: int
@@ -273,8 +346,8 @@ class Traffic:
         return self.asked / (self.sectors * SECTOR)
 
 
-def profile(simulator: str) -> list[Traffic]:
-    """Runs `measure` in a process on the simulated GPU."""
+def profile(simulator: str, what: str) -> list[Traffic]:
+    """Runs `measure` of "kernels" or "steps" in a process on the simulated GPU."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "profile.jsonl"
         command = [
@@ -287,6 +360,7 @@ def profile(simulator: str) -> list[Traffic]:
             "-m",
             "benchmarks.traffic",
             "--measure",
+            what,
         ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
         named = [json.loads(line) for line in done.stdout.splitlines()]
@@ -295,31 +369,33 @@ def profile(simulator: str) -> list[Traffic]:
     found = []
     for case, begin, end in zip(named, marks[::2], marks[1::2], strict=True):
         launches = [r for r in records[begin + 1 : end] if r["kind"] == "kernel"]
+        products = [r["name"] for r in records[begin + 1 : end] if r["kind"] == "gemm"]
         sectors = sum(r[way]["sectors"] for r in launches for way in ("loads", "stores"))
         asked = sum(r[way]["bytes"] for r in launches for way in ("loads", "stores"))
         copied = sum(r["bytes"] for r in records[begin + 1 : end] if r["kind"] != "kernel")
         again = sum(r["loads"]["sectors"] * SECTOR - r["read_footprint"] for r in launches)
         moved = sectors * SECTOR + copied - min(again, case["cached"])
-        found.append(Traffic(case["name"], tuple(r["name"] for r in launches), moved, case["least"], asked, sectors))
+        names = (*(r["name"] for r in launches), *products)
+        found.append(Traffic(case["name"], names, moved, case["least"], asked, sectors))
     return found
 
 
 def main(
     simulator: Annotated[str, typer.Option(help="The command that simulates a GPU.")] = SIMULATOR,
-    measuring: Annotated[bool, typer.Option("--measure", hidden=True)] = False,
+    measuring: Annotated[str, typer.Option("--measure", hidden=True)] = "",
 ) -> None:
-    """Prints the bytes that each streaming kernel moves over the least, and how well its accesses coalesce."""
+    """Prints the bytes that each streaming kernel, and a captured training step, moves over the least, and how well accesses coalesce."""
     if measuring:
-        measure()
+        measure(measuring)
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("what", "launches", "least", "moved", "over the least", "coalescing")
-    for traffic in profile(simulator):
+    for traffic in [*profile(simulator, "kernels"), *profile(simulator, "steps")]:
         table.add_row(
             traffic.name,
-            ", ".join(traffic.launches),
+            ", ".join(traffic.launches) if len(traffic.launches) < 5 else f"{len(traffic.launches)} in one graph",
             f"{traffic.least / 1e6:.2f} MB",
             f"{traffic.moved / 1e6:.2f} MB",
             f"{traffic.excess:.3f}",

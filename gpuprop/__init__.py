@@ -18,9 +18,11 @@ from ._capture import capture
 from ._matmul import (
     get_float32_matmul_precision,
     get_matmul_choices,
+    get_matmul_epilogues,
     set_float32_matmul_precision,
     set_matmul_autotuning,
     set_matmul_choices,
+    set_matmul_epilogues,
 )
 from ._op import op
 from ._random import (

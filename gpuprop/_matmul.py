@@ -15,6 +15,7 @@ class Settings(NamedTuple):
 
     precision: str = "highest"
     autotuning: bool = False
+    epilogues: bool = True
     generation: int = 0  # raised by what concerns the choices: algorithms are then looked up anew
 
 
@@ -52,6 +53,21 @@ def set_matmul_autotuning(enabled: bool) -> None:
     """
     global settings
     settings = settings._replace(autotuning=bool(enabled), generation=settings.generation + 1)
+
+
+def get_matmul_epilogues() -> bool:
+    """Whether matrix products do what comes before or after them on a GPU, where cuBLASLt offers that."""
+    return settings.epilogues
+
+
+def set_matmul_epilogues(enabled: bool) -> None:
+    """Sets whether matrix products take over biases, ReLU, the tanh form of GELU, and the gradients of these.
+
+    On by default, for float32 and 16-bit types where cuBLASLt offers an algorithm for it. Off, all of these are kernels of gpuprop: to
+    compare, or to find out which of the two is wrong. Values differ by rounding. No effect on the CPU.
+    """
+    global settings
+    settings = settings._replace(epilogues=bool(enabled))
 
 
 def get_matmul_choices() -> dict[str, int]:

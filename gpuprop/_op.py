@@ -45,6 +45,10 @@ class GradientRule:
     replaces_dy: bool = (
         False  # comes before the others, which get the first of its results for dy; the rest go to its targets
     )
+    defers: bool = (
+        False  # it is dy @ the one array that it names, and may be left to the record that gets it, if that joins
+    )
+    joins: bool = False  # may get a `tape.Deferred` for dy, to compute it together with its own results
 
 
 @dataclass
@@ -76,11 +80,19 @@ class Slot:
         self.op._forget_plans()
         return forward
 
-    def grad(self, *targets: str, unit_seed: bool = False, replaces_dy: bool = False) -> Callable[[Callable], Callable]:
+    def grad(
+        self,
+        *targets: str,
+        unit_seed: bool = False,
+        replaces_dy: bool = False,
+        defers: bool = False,
+        joins: bool = False,
+    ) -> Callable[[Callable], Callable]:
         """Binds a gradient implementation: `@silu.cpu.grad("x")`; after `dy` it names what it needs, then `out=`, options.
 
         replaces_dy: what the others of this implementation have in common. It returns (what they get for dy, *gradients of its
         targets), and what only it needs is let go before they allocate.
+        defers, joins: as in `GradientRule`; what defers is declared last, because nothing else may come before it is computed.
         """
 
         def declare(function: Callable) -> Callable:
@@ -88,7 +100,8 @@ class Slot:
                 self.implementation = Implementation(lambda *arrays, **options: NotImplemented)
             names = self.implementation.residuals
             rule = self.op._gradient_rule(function, targets, leading=1, also=names, unit_seed=unit_seed)
-            self.implementation.gradients.append(dataclasses.replace(rule, replaces_dy=replaces_dy))
+            made = dataclasses.replace(rule, replaces_dy=replaces_dy, defers=defers, joins=joins)
+            self.implementation.gradients.append(made)
             self.op._forget_plans()
             return function
 
@@ -111,6 +124,7 @@ class Native(NamedTuple):
     overwrites_dy: str
     takes_unit_seed: bool
     replaces_dy: bool
+    defers: bool
     spends: tuple[int, ...]  # the places in the record's `kept` that no later step reads
 
 
@@ -131,6 +145,7 @@ class Plan:
     keep: Callable[[Sequence], Sequence] | None  # inputs -> the kept ones
     keeps_others: bool  # anything but inputs
     output_place: int  # in the record's `kept`
+    joins: bool  # the first step may get a `Deferred` for dy
 
     def sources(self, inputs: Sequence) -> tuple:
         """The nodes of the wanted inputs."""
@@ -494,7 +509,7 @@ class Op:
             later = {name for other, _ in own if not other.replaces_dy for name in other.keeps}
             spends = tuple(i for i, name in zip(kept, rule.keeps) if rule.replaces_dy and name not in later)
             scratch = "" if rest else rule.overwrites_dy  # a generic rule may have handed dy itself on
-            traits = rule.accumulates, scratch, rule.takes_unit_seed, rule.replaces_dy, spends
+            traits = rule.accumulates, scratch, rule.takes_unit_seed, rule.replaces_dy, rule.defers, spends
             return (
                 function,
                 edges,
@@ -521,6 +536,7 @@ class Op:
             keep=_chooser(kept_inputs, count),
             keeps_others=bool(kept_shapes or keeps_output or kept_residuals),
             output_place=places.get("y", -1),
+            joins=not rest and bool(own) and own[0][0].joins,
         )
 
     def _indices(self, name: str, count: int) -> range:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,6 +55,7 @@ class Recorder:
         self.kind: type | None = None  # of the arrays that ops were called with
         self.modules: list[Any] = []  # that were called, and those below them
         self.state: list[Any] = []  # which of them train, and which inputs of ops want gradients
+        self.epilogues: Counter[str] = Counter()  # of matrix products
 
     def notes(self) -> Recorder:
         """What was noted of the run, without what it worked on."""
@@ -81,6 +83,13 @@ class Recorder:
         """Makes a call on arrays."""
         self._see(args)
         return function(*args, **options)
+
+    def beside(self, function: Callable, leaves: Sequence) -> Callable:
+        """A function that writes gradients of leaves as it is to be called: nobody reads them before the walk `joins` it."""
+        return function
+
+    def joins(self) -> None:
+        """What was called beside the rest is done before what follows."""
 
     def _see(self, values: Sequence) -> None:
         self.kind = self.kind or next((type(value) for value in values if is_array(value)), None)

@@ -159,6 +159,25 @@ class _One:
 
 
 ONE = _One()
+
+
+class Deferred:
+    """The gradient dy @ factor, before it is computed: the record that gets it may compute it together with its own.
+
+    A walk has one at a time, and turns to no other record before it is computed: nothing can change in between.
+    """
+
+    __slots__ = ("function", "dy", "factor", "target", "shape", "dtype")
+
+    def __init__(self, function: Callable, dy: Any, factor: Any, target: Record):
+        self.function, self.dy, self.factor, self.target = function, dy, factor, target
+        self.shape, self.dtype = target.shape, target.dtype
+
+    def made(self) -> Any:
+        """The gradient, computed by itself."""
+        return self.function(self.dy, self.factor)
+
+
 new = (
     object.__new__
 )  # a call of the class would run `__init__` as one more Python function: 60 ns each for Tensor and Record
@@ -532,6 +551,7 @@ class _Walk:
         create_graph, retain_graph, watching = self.create_graph, self.retain_graph, tape.anomaly
         recorder = None if create_graph else tape.recorder  # what runs on Tensors is heard when it calls ops
         front = front_dy = gradient = None  # one node may wait outside the heap: in a chain there is never another
+        deferred: Deferred | None = None
         while waiting or front is not None:
             if front is not None and (not waiting or front.number > -waiting[0][0]):
                 node, dy = front, front_dy
@@ -542,6 +562,12 @@ class _Walk:
                     front = None
                 node = heappop(waiting)[1]
                 dy = pending.pop(node)
+            if deferred is not None:
+                if dy is not deferred:
+                    pending[deferred.target] = deferred.made()
+                    if not retain_graph:
+                        ours.add(deferred.target)
+                deferred = None
             mine = False
             if ours and node in ours:
                 ours.discard(node)
@@ -549,6 +575,8 @@ class _Walk:
             if type(node) is not Record or goals or node.hooks:
                 dy = self.ones(node) if dy is ONE else dy
                 if node.hooks:
+                    if recorder is not None:
+                        recorder.joins()
                     dy, mine = _hooked(node, dy, create_graph), False
                 if goals and node in goals:
                     self.found[node] = np.asarray(dy) if isinstance(dy, np.generic) else dy
@@ -590,12 +618,17 @@ class _Walk:
                 arguments: Any = kept if places is None else [kept[i] for i in places]
                 if names or native:
                     options = {name: node.options[name] for name in names}
-                    if native and native.overwrites_dy and mine and (native.replaces_dy or function is steps[-1][0]):
+                    last = function is steps[-1][0]
+                    if native and native.overwrites_dy and mine and (native.replaces_dy or last):
                         options[native.overwrites_dy] = dy  # nobody else refers to it, and no later step reads it
                     if recorder is not None:
                         function = recorder.hearing(node.name, function, arguments, retain_graph)
+                    if native and native.defers and last and self.leaves_to(target := edges[targets[0]], front):
+                        deferred = Deferred(function, dy, arguments[0], target)
+                        self.wait(target, deferred)
+                        continue
                     if native and native.accumulates and useful is None:
-                        gradients = self.write_in_place(function, dy, arguments, options, edges, targets, native)
+                        gradients = self.write_in_place(function, dy, arguments, options, edges, targets, native, last)
                     else:
                         gradients = function(dy, *arguments, **options)
                     if native and native.replaces_dy:
@@ -637,7 +670,21 @@ class _Walk:
                 node.kept, node.edges = None, ()
             # Frees what only this record kept, and its cotangent, before the next step allocates.
             value = kept = arguments = dy = gradients = gradient = None  # type: ignore[assignment]
+        if recorder is not None:
+            recorder.joins()
         return self.found
+
+    def leaves_to(self, target: Any, front: Any) -> bool:
+        """Whether a record is left to compute its first contribution itself: it can, and nobody wants to see that before."""
+        return (
+            type(target) is Record
+            and target.plan.joins
+            and not target.hooks
+            and target not in self.pending
+            and target is not front
+            and not (self.goals and target in self.goals)
+            and not tape.anomaly
+        )
 
     def write_in_place(
         self,
@@ -648,15 +695,20 @@ class _Walk:
         edges: tuple,
         targets: tuple[int, ...],
         native: Native,
+        last: bool,
     ) -> Any:
         """Calls an implementation that writes gradients of leaves where they live, and returns the others (None for those).
 
         It gets a place, or None, for each of its targets (one place, not a tuple, where that is all it returns).
+        last: of its record's steps. What comes before another one, and returns nothing, may run beside what follows in a recording.
         """
         places = tuple(self.place_in(edges[e]) if e >= 0 else None for e in targets)
         if not any(place is not None for place in places):
             return function(dy, *arguments, **options)
         add = tuple(place is not None and edges[e].grad is not None for e, place in zip(targets, places))
+        everywhere = all(place is not None for place in places)
+        if tape.recorder is not None and everywhere and not last and not native.replaces_dy:
+            function = tape.recorder.beside(function, [edges[e] for e in targets])
         if len(targets) == 1 and not native.replaces_dy:
             function(dy, *arguments, out=places[0], accumulate=add[0], **options)
             results: Any = None

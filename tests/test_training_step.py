@@ -66,7 +66,7 @@ assert "prelu" in ACTIVATIONS
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, pytest.param(lambda: nn.PReLU(1024), id="prelu of each column")])
-def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, activation):
+def test_a_step_is_5_launches_per_layer_less_one(count, monkeypatch, reference_path, activation):
     """Of L layers: 3 L - 1 products, L - 1 times bias and activation, L - 1 times their gradients, the loss, and the optimizer."""
     layers, launched = 3, []
     launch = Kernel.__call__

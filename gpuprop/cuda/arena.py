@@ -54,6 +54,7 @@ class Arena:
 
     def __init__(self, source: Callable[[int], Any]):
         self.source, self.blocks = source, list[Block]()
+        self.holding = False
         self.peak = 0  # bytes that arrays held at once
 
     @property
@@ -64,8 +65,8 @@ class Arena:
     def allocate(self, size: int) -> Any:
         """Memory for an array: the end of the smallest gap that is large enough, or a new block."""
         size = max(UNIT, -(-size // UNIT) * UNIT)
-        for block in self.blocks:
-            block.settle()
+        if not self.holding:
+            self.settle()
         gaps = [(stop - start, start, block) for block in self.blocks for start, stop in block.gaps]
         fitting = [gap for gap in gaps if gap[0] >= size]
         if fitting:
@@ -80,6 +81,16 @@ class Arena:
         free = sum(stop - start for block in self.blocks for start, stop in block.gaps)
         self.peak = max(self.peak, self.size - free)
         return cupy.cuda.MemoryPointer(Part(block, start + length - size, size), 0)
+
+    def settle(self) -> None:
+        """What was returned may be handed out again."""
+        for block in self.blocks:
+            block.settle()
+
+    def hold(self, holding: bool) -> None:
+        """Sets whether what is returned from now on stays untouched: work on another stream may not be done with it."""
+        self.settle()
+        self.holding = holding
 
     def holds(self, array: Any) -> bool:
         """Whether an array has its memory from here."""

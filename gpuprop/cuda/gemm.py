@@ -22,6 +22,7 @@ import cupy
 import numpy as np
 
 from .. import _matmul
+from ..tape import tape
 from .launch import PACK
 from .stacks import Problem, Shape, Stack, problem
 
@@ -434,7 +435,12 @@ def new_aux(epilogue: str, rows: int, columns: int, dtype: Any) -> Any:
 
 
 def offers(epilogue: str, a: Any, b: Any) -> bool:
-    """Whether the library has an algorithm for a product like this one with the epilogue."""
+    """Whether a product like this one is made with the epilogue: the library has an algorithm, and users have not said no.
+
+    float64, which is for checking, keeps to our own kernels.
+    """
+    if not _matmul.settings.epilogues or a.dtype == np.float64:
+        return False
     plan = plan_for(a, b, None, epilogue)
     return plan is not None and plan.descriptor != 0
 
@@ -445,6 +451,8 @@ def fused_product(epilogue: str, a: Any, b: Any, *, bias: Any = None, aux: Any =
     Shapes: a (..., m, k), b (k, n), bias as in `Epilogue`, aux from `new_aux`, C order, aligned to 16 bytes; out (..., m, n) likewise.
     """
     plan = plan_for(a, b, out, epilogue)
+    if tape.recorder is not None:
+        tape.recorder.epilogues[epilogue] += 1
     assert plan is not None and plan.epilogue is not None, "`offers` says whether there is an algorithm"
     y = cupy.empty(plan.shape, a.dtype) if out is None else out
     with plan.epilogue.lock:

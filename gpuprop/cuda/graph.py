@@ -9,6 +9,7 @@ counts, options that have changed) is done in its order before each launch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,49 @@ from ..tape import Mode
 from . import gemm
 from .arena import Arena
 from .launch import Tickets, tickets_in
+
+
+class Branch:
+    """A second stream of a capture, for one piece of work at a time that runs beside what the first one does after it.
+
+    Until it is joined, memory that is freed is not handed out again: the work may still read it.
+    """
+
+    def __init__(self, trunk: Any, arena: Arena):
+        self.trunk, self.arena = trunk, arena
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.done: Any = None  # an event behind the last work
+        self.open = False  # that work is not joined
+        self.leaves: Sequence[Leaf] = ()  # whose gradients it writes
+
+    def run(self, leaves: Sequence[Leaf], function: Callable, *args: Any, **options: Any) -> Any:
+        """Makes a call beside what follows."""
+        self.join()
+        self.stream.wait_event(self.trunk.record(_event()))
+        self.arena.hold(True)
+        with self.stream:
+            result = function(*args, **options)
+        self.done, self.open, self.leaves = self.stream.record(_event()), True, leaves
+        return result
+
+    def join(self) -> None:
+        """What follows comes after the work."""
+        if self.open:
+            self.trunk.wait_event(self.done)
+            self.arena.hold(False)
+            self.open, self.leaves = False, ()
+
+    def end(self) -> None:
+        """The end of the capture, for which all work has to be joined; also if the function went on after an error in a walk."""
+        self.join()
+        if (
+            self.done is not None
+        ):  # said again, which adds nothing: the simulated GPU forgets joins that other work has followed
+            self.trunk.wait_event(self.done)
+
+
+def _event() -> Any:
+    return cupy.cuda.Event(disable_timing=True)
 
 
 class GraphRecorder(StateRecorder):
@@ -43,6 +87,7 @@ class GraphRecorder(StateRecorder):
         self.kept: list[Any] = []
         self.actions: list[Callable[[], Any]] = []
         self.graph: Any = None
+        self.branch: Any = None  # while the run is made
         self.called: Sequence = ()  # inputs of the op that is called
         self.waiting: dict[Leaf, Early] = {}  # gradients that are at home before a walk has brought them there
         self.expected: Early | None = None  # that of the record through which the walk goes
@@ -59,10 +104,12 @@ class GraphRecorder(StateRecorder):
             for context in (*owned, stream):
                 stack.enter_context(context)
             stream.begin_capture()
+            self.branch = Branch(stream, self.arena)
             try:
                 yield
                 for generator, (_, blocks) in self.generators.items():
                     generator.add_to_base(blocks)
+                self.branch.end()
                 self.graph = stream.end_capture()
             except BaseException as error:
                 if self.graph is None:
@@ -111,9 +158,17 @@ class GraphRecorder(StateRecorder):
 
     def touches(self, leaf: Any, adding: bool = False) -> None:
         super().touches(leaf, adding)
+        if leaf in self.branch.leaves:
+            self.branch.join()
         early = self.waiting.pop(leaf, None) if adding else None
         if early is not None and early is not self.expected:
             early.leave()
+
+    def beside(self, function: Callable, leaves: Sequence) -> Callable:
+        return functools.partial(self.branch.run, leaves, function)
+
+    def joins(self) -> None:
+        self.branch.join()
 
     def logged(self, name: str, function: Callable) -> Callable:
         return lambda *args, **options: self.run(name, function, args, options)
@@ -181,6 +236,7 @@ class GraphRecording(Recording):
         self.actions = recorder.actions
         self.home = recorder.caller
         self.arena = recorder.arena
+        self.epilogues = recorder.epilogues
         self.owned = recorder.workspaces, recorder.tickets, recorder.kept  # alive as long as the graph
         self.device = cupy.cuda.runtime.getDevice()
 
@@ -210,12 +266,13 @@ class GraphRecording(Recording):
         return [re.sub(r"^\s*(?:\d+\b[\s\\n:]*)?|[\s\\n]+$", "", label) for label in labels]
 
     def report(self) -> dict[str, Any]:
-        """What a replay consists of: `nodes`, and how many of each in `calls`; and bytes: `arena_bytes`, of which arrays held `peak_bytes`
-        at once, and `input_bytes`."""
+        """What a replay consists of: `nodes`, and how many of each in `calls`; what matrix products do besides, in `epilogues`, by the
+        library's names; and bytes: `arena_bytes`, of which arrays held `peak_bytes` at once, and `input_bytes`."""
         nodes = self.nodes()
         return {
             "nodes": len(nodes),
             "calls": dict(Counter(nodes).most_common()),
+            "epilogues": dict(self.epilogues),
             "arena_bytes": self.arena.size,
             "peak_bytes": self.arena.peak,
             "input_bytes": sum(array.nbytes for array in self.input_arrays),

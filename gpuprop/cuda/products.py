@@ -9,8 +9,9 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..ops.linalg import check_linear, einsum_labels
-from .gemm import product
+from ..ops.linalg import check_linear, einsum_labels, rows
+from . import launch
+from .gemm import fused_product, offers, product
 
 
 def dot(a: Any, b: Any) -> Any:
@@ -103,7 +104,12 @@ def linear(x: Any, weight: Any, bias: Any, out: Any) -> Any:
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
         return NotImplemented
     check_linear(x, weight, bias)
-    y = product(x, weight.T, out=out)
-    if bias is not None:
+    if bias is None:
+        return product(x, weight.T, out=out)
+    given = rows(cupy, x), weight.T
+    if not offers("BIAS", *given):
+        y = product(x, weight.T, out=out)
         y += bias
-    return y
+        return y
+    y = fused_product("BIAS", *given, bias=launch.packed(bias))
+    return launch.finished(y.reshape(*x.shape[:-1], len(weight)), out)

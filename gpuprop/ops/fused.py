@@ -248,7 +248,7 @@ def _(x, weight, bias=None, learnt=None, *, activation, options, keep, out=None)
     return forward(_fusible(activation, options, learnt), x, weight, bias, learnt, None, keep, out)
 
 
-@linear_activation.cuda.grad("bias", "learnt", replaces_dy=True)
+@linear_activation.cuda.grad("bias", "learnt", replaces_dy=True, joins=True)
 def _(dy, bias, learnt, kept, *, activation, options, wanted, out=None, accumulate=(False, False), scratch=None):
     from ..cuda.fused import activation_gradients as backward
 
@@ -304,5 +304,5 @@ def _weight_gradient(dy, x, *, out=None, accumulate=False):
 
 
 for _op in (linear_activation, linear_activation_dropout):
-    _op.cuda.grad("x")(_input_gradient)
     _op.cuda.grad("weight")(_weight_gradient)
+    _op.cuda.grad("x", defers=True)(_input_gradient)

@@ -520,6 +520,13 @@ def _(x, weight, bias=None, *, out=None):
     return linear(x, weight, bias, out)
 
 
+@linear.cuda.grad("weight", "bias")
+def _(dy, x, *, out=(None, None), accumulate=(False, False)):
+    from ..cuda.fused import linear_gradients
+
+    return linear_gradients(dy, x, out, accumulate)
+
+
 @linear.cuda.grad("weight")
 def _(dy, x, *, out=None, accumulate=False):
     from ..cuda.fused import weight_gradient
@@ -529,9 +536,16 @@ def _(dy, x, *, out=None, accumulate=False):
 
 @linear.cuda.grad("bias")
 def _(dy, *, out=None, accumulate=False):
-    from ..cuda.column_sums import column_sums
+    from ..cuda.fused import bias_gradient
 
-    return column_sums(dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1]), out=out, accumulate=accumulate)
+    return bias_gradient(dy, out, accumulate)
+
+
+@linear.cuda.grad("x", defers=True)
+def _(dy, weight):
+    from ..cuda.fused import input_gradient
+
+    return input_gradient(dy, weight)
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None, accumulate: bool) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _capture
+from .._matmul import get_matmul_choices, set_matmul_choices
 from .._tensor import Tensor
 from ..errors import CaptureError, DivergenceError, OptionError
 from ..optim.lr_scheduler import ReduceLROnPlateau
@@ -140,17 +141,22 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "generator": self.generator.get_state() if self.generator is not None else None,
+            "matmul_choices": get_matmul_choices(),
             "callbacks": {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the trainer stood that `state_dict` was taken from."""
+        """Continues where the trainer stood that `state_dict` was taken from.
+
+        So do matrix products on a GPU, in the whole process: with the algorithms that autotuning had chosen by then, or with none chosen.
+        """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         if self.generator is not None:
             self.generator.set_state(state["generator"])
+        set_matmul_choices(state.get("matmul_choices", {}))
         for callback in self.callbacks:
             if (own := state["callbacks"].get(type(callback).__name__)) is not None:
                 callback.load_state_dict(own)

@@ -9,7 +9,9 @@ import pytest
 from native import on_device, on_host
 
 import gpuprop as gp
+import gpuprop.nn.functional as F
 from gpuprop._matmul import PRECISIONS
+from gpuprop.train import Trainer
 
 pytestmark = pytest.mark.cuda
 
@@ -400,6 +402,42 @@ def test_nothing_is_timed_in_a_capture(gemm, tuning):
         finally:
             stream.end_capture()
     assert not tuning and not gp.get_matmul_choices()
+
+
+def test_a_training_is_gone_on_with_by_the_algorithms_that_it_had(gemm, tuning, monkeypatch, tmp_path):
+    """As by another process, which has chosen nothing, or something else."""
+    rng = np.random.default_rng(0)
+    data = [gp.tensor(a, device="cuda") for a in (rng.standard_normal((24, 6), np.float32), rng.integers(0, 4, 24))]
+    loader, used = gp.data.DataLoader(data, batch_size=12), []
+    multiply = gemm.Plan.multiply
+
+    def noted(plan, *given):
+        used.append((plan.algorithm_at - plan.algorithm.base.ctypes.data) // plan.algorithm.nbytes)
+        multiply(plan, *given)
+
+    def trained(epochs, state=None):
+        model = gp.nn.MLP([6, 8, 4], activation="tanh", seed=1, device="cuda")
+        trainer = Trainer(model, gp.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
+        if state is not None:
+            trainer.load_state_dict(state)
+        used.clear()
+        trainer.fit(loader, epochs=epochs)
+        return trainer
+
+    monkeypatch.setattr(gemm.Plan, "multiply", noted)
+    gp.set_matmul_autotuning(True)
+    first, path = trained(1), tmp_path / "checkpoint"
+    assert tuning
+    gp.save(path, first.state_dict())
+    gp.set_matmul_autotuning(False)
+    tuning.clear()
+    for others in ({}, dict.fromkeys(gp.get_matmul_choices(), 2)):
+        gp.set_matmul_choices(others)
+        trained(1)
+        assert set(used) == ({2} if others else {0})
+        trained(2, gp.load(path))
+        assert set(used) == {1} and not tuning
+        assert gp.get_matmul_choices() == first.state_dict()["matmul_choices"]
 
 
 def test_the_stopwatch(gemm):

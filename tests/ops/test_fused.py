@@ -28,7 +28,7 @@ def run(model, x, weights, parameters):
 @pytest.mark.parametrize("rows, columns", [(33, 7), (9, 12), (700, 136)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bias", [True, False])
-def test_dropout_is_that_of_a_record_of_its_own(device, activation, rows, columns, dtype, bias):
+def test_dropout_is_that_of_a_record_of_its_own(device, reference_path, activation, rows, columns, dtype, bias):
     rng = np.random.default_rng(0)
     x, weights = rng.standard_normal((rows, 5)).astype(dtype), rng.standard_normal((rows, columns)).astype(dtype)
     modules = nn.Linear(5, columns, bias=bias, dtype=dtype), activation, nn.Dropout(0.4)
@@ -160,7 +160,7 @@ def test_a_mask_is_drawn_again_in_a_checkpoint(device):
 @pytest.mark.cuda
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.PReLU(), nn.PReLU(16)], ids=repr)
 @pytest.mark.parametrize("bias", [True, False])
-def test_dropout_costs_no_launch(count, activation, bias):
+def test_dropout_costs_no_launch(count, reference_path, activation, bias):
     activation.to("cuda")
     linear = nn.Linear(20, 16, bias=bias, device="cuda")
     x, dy = gp.ones(12, 20, device="cuda", requires_grad=True), gp.ones(12, 16, device="cuda")
