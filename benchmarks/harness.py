@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from .clock import host_seconds
 
 
 @dataclass
@@ -27,21 +28,22 @@ class Timing:
         return tenths[0], tenths[-1]
 
 
-def interleave(contestants: dict[str, Callable[[], object]], *, rounds: int, seconds: float) -> dict[str, Timing]:
+def interleave(
+    contestants: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    clock: Callable[..., float] = host_seconds,
+) -> dict[str, Timing]:
     """Times each contestant `rounds` times, in turns; a round calls it often enough to last about `seconds`."""
     calls = {}
     for name, run in contestants.items():
         run()  # compiles, allocates, warms caches
-        start = time.perf_counter()
-        run()
-        calls[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
+        calls[name] = max(1, round(seconds / max(clock(run), 1e-7)))
     timings = {name: Timing() for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            timings[name].seconds.append((time.perf_counter() - start) / calls[name])
+            timings[name].seconds.append(clock(run, calls[name]))
     return timings
 
 

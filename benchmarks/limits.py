@@ -15,6 +15,7 @@ from .clock import clock_of
 
 COPY_BYTES = 1 << 29  # of one array: beyond the caches of any GPU (126 MB) and of most CPUs
 LARGEST_PRODUCT = {"cpu": 4096, "cuda": 8192}
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 LONG_ENOUGH = 0.02  # seconds: below it a product does not show the device's full rate
 
 
@@ -106,7 +107,7 @@ def _product(device: Any, n: int, dtype: str) -> Callable[[], object]:
 
     rng = np.random.default_rng(0)
     a, b = (
-        copy_to(rng.standard_normal((n, n), np.float32), device).astype(_numpy_dtype(dtype), copy=False)
+        copy_to(rng.standard_normal((n, n), np.float32), device).astype(numpy_dtype(dtype), copy=False)
         for _ in range(2)
     )
     if device.type == "cpu":
@@ -120,10 +121,16 @@ def _product(device: Any, n: int, dtype: str) -> Callable[[], object]:
     return lambda: product(a, b, out=y)
 
 
-def _numpy_dtype(name: str) -> Any:
-    """NumPy's dtype of a name, bfloat16 by ml_dtypes. Raises: ImportError where that is missing."""
-    if name == "bfloat16":
-        import ml_dtypes
+def numpy_dtype(name: str) -> Any:
+    """NumPy's dtype of one of these names, bfloat16's from ml_dtypes. Raises: OptionError for others, or where that is missing."""
+    from gpuprop.errors import OptionError
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+    if name not in DTYPES:
+        raise OptionError(f"dtype: expected {', '.join(DTYPES)}, got {name!r}")
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise OptionError("dtype: bfloat16 needs ml_dtypes, which is not installed") from None
+    return np.dtype(ml_dtypes.bfloat16)
