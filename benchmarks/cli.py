@@ -31,7 +31,9 @@ Precision = Annotated[
 Devices = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1; several by commas.", rich_help_panel=_P)
 ]
-Threads = Annotated[int | None, typer.Option(help="Of every provider; all processors if not given.", rich_help_panel=_M)]
+Threads = Annotated[
+    int | None, typer.Option(help="Of every provider; all processors if not given.", rich_help_panel=_M)
+]
 Rounds = Annotated[int | None, typer.Option(help="Turns of every provider.", rich_help_panel=_M)]
 Seconds = Annotated[float | None, typer.Option(help="Steps in a turn last about so long.", rich_help_panel=_M)]
 Smoke = Annotated[bool, typer.Option(help="As small as can be, to see that it runs.", rich_help_panel=_M)]
@@ -46,7 +48,8 @@ def bench(
         typer.Option(help=f"By commas: {', '.join(NETWORKS)}; all, giant only on a GPU.", rich_help_panel=_P),
     ] = None,
     sizes: Annotated[
-        str | None, typer.Option(help="A network of your own: 784,1024,10 are inputs, hidden units, classes.", rich_help_panel=_P)
+        str | None,
+        typer.Option(help="A network of your own: 784,1024,10 are inputs, hidden units, classes.", rich_help_panel=_P),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Batch size, of --sizes or of all.", rich_help_panel=_P)] = None,
     activation: Activation = None,
@@ -58,7 +61,9 @@ def bench(
     ] = None,
     batches: Annotated[
         str | None,
-        typer.Option(help=f"Batch sizes for the second panel of the picture: {BATCH_SIZES}; '' for none.", rich_help_panel=_P),
+        typer.Option(
+            help=f"Batch sizes for the second panel of the picture: {BATCH_SIZES}; '' for none.", rich_help_panel=_P
+        ),
     ] = None,
     threads: Threads = None,
     rounds: Rounds = None,
@@ -135,7 +140,9 @@ def bench(
         for title, lines in (("slower", found.slower), ("faster", found.faster), ("not compared", found.notes)):
             for line in lines:
                 typer.echo(f"{title}: {line}")
-        typer.echo(f"{len(found.slower)} slower, {len(found.faster)} faster, {found.same} the same within the noise of both")
+        typer.echo(
+            f"{len(found.slower)} slower, {len(found.faster)} faster, {found.same} the same within the noise of both"
+        )
         if found.slower:
             raise typer.Exit(1)
 
@@ -180,7 +187,9 @@ def scaling(
     for row in rows:
         text = report.time_text if row["what"] == "time" else lambda value: f"{value / 1e6:.1f} MB"
         ends = [f"{text(y)} at {x:,}" for x, y in (list(zip(row["x"], row["y"], strict=True))[k] for k in (0, -1))]
-        table.add_row(row["series"], row["provider"], row["what"], *ends, f"{row['exponent']:.2f}", f"{row['tail']:.2f}")
+        table.add_row(
+            row["series"], row["provider"], row["what"], *ends, f"{row['exponent']:.2f}", f"{row['tail']:.2f}"
+        )
     session.show(table, *report.notes(session.run))
     if rows:
         session.run.settings["fits"] = rows
@@ -205,7 +214,12 @@ class Session:
         self.console, self.aside = Console(), Console(stderr=True, highlight=False)
         if not self.console.is_terminal:
             self.console = Console(width=140)
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[doing]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.aside, transient=True, disable=not self.aside.is_terminal)
         self.task: Any = None
 

@@ -266,7 +266,11 @@ def main(
     for place_of, name in enumerate(names, 1):
         left = begin + SECONDS - time.monotonic() - GRACE
         typer.echo(f"[{place_of}/{len(names)}] {name}: {CHECKS[name].says}")
-        outcomes[name] = outcome = look(CHECKS[name].within(max(left, 5)), smoke, str(place))
+        try:
+            outcomes[name] = outcome = look(CHECKS[name].within(max(left, 5)), smoke, str(place))
+        except KeyboardInterrupt:
+            typer.echo("stopped; what was found until now:", err=True)
+            break
         typer.echo(f"      {outcome.seconds:.0f} s: {in_one_line(name, outcome)}")
         out.write_text(json.dumps(_as_json(outcomes, smoke, time.monotonic() - begin), indent=1) + "\n")
     _print(outcomes)

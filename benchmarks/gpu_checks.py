@@ -71,7 +71,7 @@ def device(effort: Effort) -> Iterator[Finding]:
 
     report, runtime = gp.device_report(), cupy.cuda.runtime
     properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
-    name, free, total = properties["name"].decode(), *runtime.memGetInfo()
+    name, (free, total) = properties["name"].decode(), runtime.memGetInfo()
     capability = f"{properties['major']}.{properties['minor']}"
     figures = {
         "memory": total,
@@ -316,22 +316,27 @@ def problems(smoke: bool) -> list[Any]:
 
 @contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """Counts launches of gpuprop's kernels and calls for products while the context lasts."""
+    """Counts launches of gpuprop's kernels and calls for products that are captured while the context lasts."""
+    import cupy
+
     from gpuprop.cuda.gemm import Plan
     from gpuprop.cuda.source import Kernel
 
     counts = {"kernels": 0, "products": 0}
     launch, multiply = Kernel.__call__, Plan.multiply
 
+    def captured() -> bool:  # some launches of a recording are made aside, and not repeated
+        return cupy.cuda.get_current_stream().is_capturing()
+
     def launching(self: Any, *args: Any, **options: Any) -> None:
-        counts["kernels"] += 1
+        counts["kernels"] += captured()
         launch(self, *args, **options)
 
     def multiplying(self: Any, *args: Any) -> None:
-        counts["products"] += 1
+        counts["products"] += captured()
         multiply(self, *args)
 
-    Kernel.__call__, Plan.multiply = launching, multiplying  # type: ignore[method-assign]
+    Kernel.__call__, Plan.multiply = launching, multiplying  # type: ignore[method-assign, assignment]
     try:
         yield counts
     finally:
@@ -339,7 +344,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def nodes(effort: Effort) -> Iterator[Finding]:
-    """What the graph of a captured step consists of: our kernels, and what the library launches for its products (split-K: more than one)."""
+    """What the graph of a captured step consists of: our kernels, and what the library launches for its products (of split-K: two)."""
     import gpuprop as gp
 
     from .providers.gpuprop import training_step
@@ -356,7 +361,7 @@ def nodes(effort: Effort) -> Iterator[Finding]:
         except Exception as error:
             yield finding(str(problem), in_short(error), True)
             continue
-        moves = sum(bool(re.search(r"mem(cpy|set)", label, re.I)) for label in labels)
+        moves = sum(bool(re.match(r"\W*mem(cpy|set)\b", label, re.I)) for label in labels)
         library = len(labels) - counts["kernels"] - moves
         layers = len(problem.sizes) - 1
         said = (
@@ -402,57 +407,87 @@ def kernels(effort: Effort) -> Iterator[Finding]:
 
 
 def products(effort: Effort) -> Iterator[Finding]:
-    """The products of the networks' steps against the largest rate measured: by the library's first proposal, and by the fastest of eight."""
-    import cupy
-
+    """The products of the networks' steps against the largest rate measured: the library's first proposal, and the fastest of eight."""
     import gpuprop as gp
-    from gpuprop.cuda.gemm import product
 
-    from .clock import gpu_seconds
-    from .harness import interleave
     from .limits import measure
 
-    rates: dict[str, float] = {}
-    rng = np.random.default_rng(0)
+    rates: dict[str, float] = {}  # by precision
     for problem in problems(effort.smoke):
         if problem.precision not in rates:
             rates[problem.precision] = measure(effort.device, problem.precision, effort.smoke).flops_per_second
-        for shape in step_products(problem.sizes, problem.batch):
-            m, k, n = shape
-            if 4 * (m * k + k * n + m * n) > free_bytes() / 2:
-                yield finding(f"{m}x{k} @ {k}x{n}", "more than half of the free memory: not measured")
-                continue
-            a, b = (cupy.asarray(rng.standard_normal(s, np.float32)) for s in ((m, k), (k, n)))
-            y = cupy.empty((m, n), np.float32)
-            seconds = {}
-            gp.set_float32_matmul_precision(problem.precision)
-            try:
-                for way, tuned in (("first", False), ("tuned", True)):
-                    gp.set_matmul_autotuning(tuned)
-                    timing = interleave(
-                        {"": lambda: product(a, b, out=y)},
-                        rounds=2 if effort.smoke else 5,
-                        seconds=0 if effort.smoke else 0.005,
-                        clock=gpu_seconds,
-                    )
-                    seconds[way] = timing[""].median
-            finally:
-                gp.set_matmul_autotuning(False)
-                gp.set_matmul_choices({})
-                gp.set_float32_matmul_precision("highest")
-            rate, peak = 2 * m * k * n / seconds["first"], rates[problem.precision]
-            gain = seconds["first"] / seconds["tuned"]
-            name = {"high": "TF32", "highest": "float32"}[problem.precision]
-            said = f"{rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of the peak; tuned {gain:.2f}x"
-            figures = {"flops_per_second": rate, "share": rate / peak, "tuned": gain, "seconds": seconds["first"]}
-            yield finding(f"{m}x{k} @ {k}x{n}, {name}", said, **figures)
+        peak, name = rates[problem.precision], {"high": "TF32", "highest": "float32"}[problem.precision]
+        gp.set_float32_matmul_precision(problem.precision)
+        try:
+            for product in step_products(problem.sizes, problem.batch):
+                seconds, tuned = _product_seconds(product, effort.smoke)
+                rate, gain = product.flops / seconds, seconds / tuned
+                said = f"{rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of the peak; tuned {gain:.2f}x"
+                yield finding(
+                    f"{product}, {name}", said, flops_per_second=rate, share=rate / peak, tuned=gain, seconds=seconds
+                )
+        except MemoryError as error:
+            yield finding(str(problem), in_short(error))
+        finally:
+            gp.set_float32_matmul_precision("highest")
 
 
-def step_products(sizes: Sequence[int], batch: int) -> list[tuple[int, int, int]]:
-    """(m, k, n) of a step's products, each once: forward, gradients of weights, gradients of inputs."""
+@dataclass(frozen=True)
+class Product:
+    """(m, k) @ (k, n), of which one may be the transposed of what lies in memory."""
+
+    m: int
+    k: int
+    n: int
+    transposed: str = ""
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.k * self.n
+
+    def __str__(self) -> str:
+        a, b = ("T" if self.transposed == letter else "" for letter in "ab")
+        return f"{self.m}x{self.k}{a} @ {self.k}x{self.n}{b}"
+
+    def operands(self) -> tuple[Any, Any]:
+        import cupy
+
+        rng = cupy.random.default_rng(0)
+        shapes = {"a": (self.m, self.k), "b": (self.k, self.n)}
+        draw = lambda shape: rng.standard_normal(shape, cupy.float32)
+        a, b = (draw(s[::-1]).T if name == self.transposed else draw(s) for name, s in shapes.items())
+        return a, b
+
+
+def step_products(sizes: Sequence[int], batch: int) -> list[Product]:
+    """A step's products, each once: x @ W.T, the gradients dz.T @ x of weights and dz @ W of inputs."""
     pairs = list(zip(sizes, sizes[1:], strict=False))
-    forward, weights = [(batch, i, o) for i, o in pairs], [(o, batch, i) for i, o in pairs]
-    return list(dict.fromkeys([*forward, *weights, *((batch, o, i) for i, o in pairs[1:])]))
+    forward, weights = [Product(batch, i, o, "b") for i, o in pairs], [Product(o, batch, i, "a") for i, o in pairs]
+    return list(dict.fromkeys([*forward, *weights, *(Product(batch, o, i) for i, o in pairs[1:])]))
+
+
+def _product_seconds(product: Product, smoke: bool) -> tuple[float, float]:
+    """By the algorithm that the library proposes first, and by the fastest of those that it proposes."""
+    import cupy
+
+    import gpuprop as gp
+    from gpuprop.cuda import gemm
+
+    from .clock import gpu_seconds
+    from .harness import interleave
+
+    a, b = product.operands()
+    y, seconds = cupy.empty((product.m, product.n), np.float32), []
+    rounds, long_enough = (2, 0.0) if smoke else (5, 0.005)
+    try:
+        for tuned in (False, True):
+            gp.set_matmul_autotuning(tuned)
+            run = {"": lambda: gemm.product(a, b, out=y)}
+            seconds.append(interleave(run, rounds=rounds, seconds=long_enough, clock=gpu_seconds)[""].median)
+    finally:
+        gp.set_matmul_autotuning(False)
+        gp.set_matmul_choices({})
+    return seconds[0], seconds[1]
 
 
 # --- Time per step --------------------------------------------------------------------------------------------------
@@ -533,6 +568,9 @@ def steps(effort: Effort) -> Iterator[Finding]:
 # --- The tests ------------------------------------------------------------------------------------------------------
 
 
+SUMMARY = 10.0  # seconds that pytest has for its summary when it is stopped
+
+
 def tests(effort: Effort) -> Iterator[Finding]:
     """The tests marked cuda, for as long as there is time: those that fail."""
     if importlib.util.find_spec("pytest") is None:
@@ -557,17 +595,17 @@ def tests(effort: Effort) -> Iterator[Finding]:
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT)
         ended = True
         try:
-            process.wait(max(effort.left, 1))
+            process.wait(max(effort.left - SUMMARY, 1))
         except subprocess.TimeoutExpired:
             ended = False
-            os.killpg(process.pid, signal.SIGINT)  # then it says how far it came
+            process.send_signal(signal.SIGINT)  # then it says how far it came
             try:
-                process.wait(15)
+                process.wait(SUMMARY)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
         output.seek(0)
         text = output.read()

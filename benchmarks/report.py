@@ -14,7 +14,19 @@ COLUMNS = "steps/s", "samples/s", "time per step", "10 % to 90 %", "host", "memo
 UNITS = ((1e-6, "us"), (1e-3, "ms"), (1.0, "s"))
 # Our own stand out; peers keep their colour from panel to panel.
 OURS = {"gpuprop-captured": "#1769aa", "gpuprop-eager": "#7fb2d9"}
-PEERS = ("#c2410c", "#a16207", "#4d7c0f", "#0f766e", "#6d28d9", "#be185d", "#78716c", "#f59e0b", "#94a3b8", "#22c55e", "#e879f9")
+PEERS = (
+    "#c2410c",
+    "#a16207",
+    "#4d7c0f",
+    "#0f766e",
+    "#6d28d9",
+    "#be185d",
+    "#78716c",
+    "#f59e0b",
+    "#94a3b8",
+    "#22c55e",
+    "#e879f9",
+)
 INK, PALE = "#374151", "#9ca3af"
 
 
@@ -145,7 +157,9 @@ def _bars(axes: Any, run: Run, names: list[str], colors: dict[str, str]) -> None
         axes.bar(x, medians, width * 0.92, color=colors[name], label=name, yerr=[below, above], error_kw=error)
     for i, problem in enumerate(problems):
         limit = run.of(problem)[0].limit_seconds * 1e3
-        axes.hlines(limit, i - 0.46, i + 0.46, color="black", lw=1.4, ls=(0, (3, 2)), label="" if i else "measured limit")
+        axes.hlines(
+            limit, i - 0.46, i + 0.46, color="black", lw=1.4, ls=(0, (3, 2)), label="" if i else "measured limit"
+        )
     axes.set_yscale("log")
     axes.set_xticks(range(len(problems)), [str(p).replace(", batch", ",\nbatch") for p in problems], fontsize=7)
     _style(axes, "Time per step, ms (10th to 90th percentile)")

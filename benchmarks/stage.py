@@ -54,7 +54,9 @@ def rehearse(provider: Provider, problem: Problem, patience: float) -> Rehearsal
     memory.reset_peak()
     for done in range(1, STEPS if provider.role != "floor" else 3):
         if time.perf_counter() - start > patience:
-            raise Unsupported(f"too slow: {done} steps took {time.perf_counter() - start:.0f} s, the first of them {first:.0f} s")
+            raise Unsupported(
+                f"too slow: {done} steps took {time.perf_counter() - start:.0f} s, the first of them {first:.0f} s"
+            )
         losses.append(contestant.value(contestant.step()))
     contestant.wait()
     peak = contestant.peak_bytes() if contestant.peak_bytes is not None else memory.peak() - before

@@ -69,7 +69,9 @@ def measure_products(
         for module, provider in reversed(own.items()):
             watcher.does(provider.name)
             worker = stack.enter_context(Worker(effort.threads))
-            with contextlib.suppress(Failed):  # CuPy's products are measured as the limit; others will fail again, and be told of
+            with contextlib.suppress(
+                Failed
+            ):  # CuPy's products are measured as the limit; others will fail again, and be told of
                 worker.call(stage.enter_product, module, problem, n, effort.seconds)
                 entered.append((Product(problem.device, provider.name, n), worker))
             watcher.done()
@@ -79,9 +81,7 @@ def measure_products(
             watcher.done()
     run.products += [product for product, _ in entered]
     found = run.limits[problem.device]
-    found["flops_per_second"] = max(
-        [found["flops_per_second"], *(product.flops_per_second for product, _ in entered)]
-    )
+    found["flops_per_second"] = max([found["flops_per_second"], *(product.flops_per_second for product, _ in entered)])
 
 
 def suited(problem: Problem, providers: Sequence[Provider]) -> list[Provider]:
@@ -157,9 +157,7 @@ def compare_steps(
         run.results += [result for result, _ in entered if result.seconds]
 
 
-def take_turns(
-    entered: list[tuple[Result, Worker]], effort: Effort, watcher: Watcher
-) -> Iterator[tuple[Result, str]]:
+def take_turns(entered: list[tuple[Result, Worker]], effort: Effort, watcher: Watcher) -> Iterator[tuple[Result, str]]:
     """Fills in the seconds of all, round by round; yields those that fail on the way, whose seconds are dropped."""
     spent = [0.0] * len(entered)
     failed = set[int]()

@@ -10,7 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NPROC")  # the last is XLA's
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NPROC",
+)  # the last is XLA's
 
 
 class Failed(Exception):

@@ -95,5 +95,7 @@ def _prepare(problem: Problem) -> Any:
 
     if kind == "cuda":
         jax.config.update("jax_default_device", jax.local_devices()[int(index or 0)])
-        jax.config.update("jax_default_matmul_precision", {"highest": "float32", "high": "tensorfloat32"}[problem.precision])
+        jax.config.update(
+            "jax_default_matmul_precision", {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
+        )
     return jax
