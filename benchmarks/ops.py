@@ -223,8 +223,11 @@ class Case:
         new = [a for a in made if id(owner(a)) not in owners]
         return nbytes([*given, *new]) if new else 0
 
-    def gradient(self) -> Callable[[], list[Any]] | None:
-        """The gradients of the last call's results with respect to all real arguments; None where there are none."""
+    def gradient(self, rounded_to: Any = None) -> Callable[[], list[Any]] | None:
+        """The gradients of the last call's results with respect to all real arguments; None where there are none.
+
+        rounded_to: a dtype that the numbers of the cotangents are to be exact in.
+        """
         from gpuprop.device import copy_to
         from gpuprop.tape import walk
 
@@ -235,6 +238,7 @@ class Case:
         self.cotangents = []
         for t in roots:
             block = np.asarray(rng.standard_normal(min(max(t.size, 1), DRAWN)))
+            block = block if rounded_to is None else block.astype(rounded_to)
             self.cotangents.append(copy_to(np.resize(block, t.shape).astype(t.dtype), self.device))
         pairs, nodes = list(zip(roots, self.cotangents, strict=True)), [t._node for t in self.wanted]
 
