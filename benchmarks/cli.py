@@ -111,7 +111,7 @@ def bench(
             problems.append(Problem(_numbers("--sizes", sizes), 128))
         changes = {name: value for name, value in (("batch", batch), ("activation", activation)) if value is not None}
         problems = [_checked(replace(p, **common, **changes)) for p in problems]
-        chosen = throughput.choose(_names(providers), session.left_out)
+        chosen = throughput.choose(_names(providers), devices, session.left_out)
         given_batches = (SMOKE_BATCH_SIZES if smoke else BATCH_SIZES) if batches is None else batches
         several = _numbers("--batches", given_batches, 1) if given_batches else ()
         session.ready(bool(problems and chosen))
@@ -173,7 +173,7 @@ def scaling(
 
     with _session(threads, rounds, seconds, smoke, out) as (session, effort):
         (place,) = _devices(device, session)[:1]
-        chosen = throughput.choose(_names(providers), session.left_out)
+        chosen = throughput.choose(_names(providers), [place], session.left_out)
         changes = {"activation": activation} if activation is not None else {}
         base = growth.SMOKE if smoke else growth.BASE
         base = _checked(replace(base, device=place, **_common(optimizer, precision), **changes))

@@ -193,15 +193,18 @@ def check_losses(losses: Sequence[float], expected: Sequence[float], precision: 
             )
 
 
-def choose(names: Sequence[str] | None, leave_out: Callable[[str], None]) -> list[Provider]:
-    """The providers of these names, or all, that are installed."""
+def choose(names: Sequence[str] | None, devices: Sequence[str], leave_out: Callable[[str], None]) -> list[Provider]:
+    """The providers of these names, or all for the devices, that are installed."""
     from gpuprop.errors import did_you_mean
 
+    kinds = {device.partition(":")[0] for device in devices}
     chosen = []
-    for name in names or PROVIDERS:
+    for name in names or [name for name, provider in PROVIDERS.items() if kinds & {*provider.devices}]:
         provider = PROVIDERS.get(name)
         if provider is None:
             leave_out(f"{name}: there is no such provider; {did_you_mean(name, PROVIDERS)}")
+        elif not kinds & {*provider.devices}:
+            leave_out(f"{name}: it does not run on {', '.join(devices)}")
         elif not provider.installed:
             leave_out(f"{name}: {provider.package} is not installed")
         elif provider not in chosen:

@@ -26,6 +26,10 @@ def make(problem: Problem, mode: str) -> Contestant:
     return cupy_contestant(in_turns(batches, training_step(cupy, problem)))
 
 
+def environment(problem: Problem) -> dict[str, str]:
+    return {"CUPY_TF32": str(int(problem.precision == "high"))}
+
+
 def product(problem: Problem, n: int) -> Contestant:
     a = np.random.default_rng(0).standard_normal((n, n), np.float32)
     out = np.empty_like(a)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -87,15 +86,18 @@ def product(problem: Problem, n: int) -> Contestant:
     return Contestant(step, lambda: results[0].block_until_ready())
 
 
+def environment(problem: Problem) -> dict[str, str]:
+    kind = problem.device.partition(":")[0]
+    # Without preallocation: other providers have their networks on the same GPU.
+    return {"JAX_PLATFORMS": kind, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
 def _prepare(problem: Problem) -> Any:
-    kind, _, index = problem.device.partition(":")
-    os.environ["JAX_PLATFORMS"] = kind
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other providers have their networks on the same GPU
     import jax
 
+    kind, _, index = problem.device.partition(":")
     if kind == "cuda":
         jax.config.update("jax_default_device", jax.local_devices()[int(index or 0)])
-        jax.config.update(
-            "jax_default_matmul_precision", {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
-        )
+        precision = {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
+        jax.config.update("jax_default_matmul_precision", precision)
     return jax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -53,15 +54,9 @@ def product(problem: Problem, n: int) -> Contestant:
 def _prepare(problem: Problem) -> Any:
     import torch
 
-    torch.set_num_threads(int(_threads()))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.set_float32_matmul_precision(problem.precision)
     return torch
-
-
-def _threads() -> str:
-    import os
-
-    return os.environ["OMP_NUM_THREADS"]
 
 
 def _model(problem: Problem) -> Any:
