@@ -100,6 +100,7 @@ def bench(
         return
     from . import compare as comparing
     from . import report, throughput
+    from .workers import Failed
 
     with _session(threads, rounds, seconds, smoke, out) as (session, effort):
         earlier = comparing.read(compare) if compare else None
@@ -117,8 +118,12 @@ def bench(
         session.ready(bool(problems and chosen))
         for place in devices:
             here = [replace(p, device=place) for p in problems if networks or place != "cpu" or p != NETWORKS["giant"]]
-            throughput.measure_limits(session.run, place, precision, effort)
-            throughput.measure_products(session.run, here[0], chosen, effort, session)
+            try:
+                throughput.measure_limits(session.run, place, precision, effort)
+                throughput.measure_products(session.run, here[0], chosen, effort, session)
+            except Failed as failed:
+                session.left_out(f"{place}: {failed}")
+                continue
             for problem in here:
                 throughput.compare_steps(session.run, problem, chosen, effort, session)
             swept = here[1] if len(here) > 1 else here[0]

@@ -125,7 +125,10 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "gpuprop": gp.__version__,
-        "gpus": [{key: str(row[key]) for key in ("name", "capability", "memory")} for row in found["cuda"]],
+        "gpus": [
+            {"name": row["name"], "capability": ".".join(map(str, row["capability"])), "memory": row["memory"]}
+            for row in found["cuda"]
+        ],
     }
 
 

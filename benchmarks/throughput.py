@@ -69,9 +69,7 @@ def measure_products(
         for module, provider in reversed(own.items()):
             watcher.does(provider.name)
             worker = stack.enter_context(Worker(effort.threads))
-            with contextlib.suppress(
-                Failed
-            ):  # CuPy's products are measured as the limit; others will fail again, and be told of
+            with contextlib.suppress(Failed):  # its step will fail too, and be told of
                 worker.call(stage.enter_product, module, problem, n, effort.seconds)
                 entered.append((Product(problem.device, provider.name, n), worker))
             watcher.done()
@@ -102,9 +100,11 @@ def compare_steps(
     watcher.begins(str(problem), 1 + len(providers) + effort.rounds)
 
     def leave_out(name: str, why: str) -> None:
+        again = any(line.startswith(f"{name} at ") and line.endswith(f": {why}") for line in run.left_out)
         line = f"{name} at {problem}: {why}" if name else f"{problem}: {why}"
         run.left_out.append(line)
-        watcher.left_out(line)
+        if not again:
+            watcher.left_out(line)
 
     least, free = least_memory(problem), memory.available()
     if free is not None and least > free:

@@ -57,7 +57,7 @@ def run(tmp_path_factory):
             "--providers",
             providers,
             "--batches",
-            "2,4",
+            "2",
             "--out",
             folder,
         )
@@ -99,9 +99,7 @@ def test_results_hold_all_that_was_measured(run):
     assert content["limits"]["cpu"]["copy_bytes_per_second"] > 0 and content["limits"]["cpu"]["flops_per_second"] > 0
     found = [(r["provider"], r["problem"]["batch"], r["series"]) for r in content["results"]]
     assert sorted(found) == [
-        (name, n, series)
-        for name in ("gpuprop-captured", "numpy")
-        for n, series in ((2, "batch"), (4, "batch"), (5, ""))
+        (name, n, series) for name in ("gpuprop-captured", "numpy") for n, series in ((2, "batch"), (5, ""))
     ]
     for result in content["results"]:
         seconds = result["seconds"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import BETA1, BETA2, EPSILON, MOMENTUM, WEIGHT_DECAY, Problem
-from . import Contestant, in_turns
+from . import Contestant, Unsupported, in_turns
 
 
 def make(problem: Problem, mode: str) -> Contestant:
@@ -97,6 +97,10 @@ def _prepare(problem: Problem) -> Any:
 
     kind, _, index = problem.device.partition(":")
     if kind == "cuda":
+        try:
+            jax.local_devices()
+        except Exception as error:  # of several kinds, AssertionError among them
+            raise Unsupported("JAX finds no GPU, or was installed without CUDA") from error
         jax.config.update("jax_default_device", jax.local_devices()[int(index or 0)])
         precision = {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
         jax.config.update("jax_default_matmul_precision", precision)
