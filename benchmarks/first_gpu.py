@@ -77,11 +77,15 @@ def look(check: Check, smoke: bool, device: str) -> Outcome:
         elif process.returncode:
             last = [line for line in said.splitlines() if line.strip()][-1:] or ["it said nothing"]
             error = f"exit code {process.returncode}: {last[0].strip()}"
-        found = [json.loads(line) for line in lines.read_text().splitlines() if line.endswith("}")]
-    stopped = [f for f in found if f["what"] == "stopped"]
-    error = next((f["said"] for f in found if f["what"] == "error"), error)
-    found = [f for f in found if f["what"] not in ("stopped", "error")]
-    return Outcome(found, error, time.monotonic() - begin, bool(stopped))
+        return gathered(lines.read_text(), error, time.monotonic() - begin)
+
+
+def gathered(lines: str, error: str, seconds: float) -> Outcome:
+    """The outcome from what a check wrote; its last line may have been cut off."""
+    found = [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith("\n")]
+    special = {f["what"]: f["said"] for f in found if f["what"] in ("stopped", "error")}
+    found = [f for f in found if f["what"] not in special]
+    return Outcome(found, special.get("error", error), seconds, "stopped" in special)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -234,7 +238,9 @@ LISTED = ", ".join(CHECKS)
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The JSON file for everything that is found.")] = Path("first_gpu.json"),
+    out: Annotated[Path, typer.Option(help="The JSON file for everything that is found.")] = Path(
+        "runs/first_gpu.json"
+    ),
     only: Annotated[str, typer.Option(help=f"Checks by name, with commas between them: {LISTED}.")] = "",
     skip: Annotated[str, typer.Option(help="Checks to leave out, likewise.")] = "",
     device: Annotated[str, typer.Option(help="The GPU: cuda, or cuda:1.")] = "cuda",
@@ -260,8 +266,9 @@ def main(
     if check:
         check_here(check, lines, seconds, smoke, str(place))
         return
-    if not out.parent.is_dir() or out.is_dir():
-        raise OptionError(f"--out: expected a file in a folder that exists, got {out}")
+    if out.is_dir():
+        raise OptionError(f"--out: expected a file, got the folder {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     names, begin, outcomes = _chosen(only, skip), time.monotonic(), dict[str, Outcome]()
     for place_of, name in enumerate(names, 1):
         left = begin + SECONDS - time.monotonic() - GRACE

@@ -124,7 +124,7 @@ def _rates(effort: Effort) -> Iterator[Finding]:
 # --- Kernels against rules ------------------------------------------------------------------------------------------
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-ALLOWED = 4  # units of the last place of the largest value, times the root of the length of the sums: as in the tests
+ALLOWED = 8  # units of the last place of the largest value or 1, times the root of the length of the sums: as in tests/test_every_op.py
 
 
 def precision(effort: Effort) -> Iterator[Finding]:
@@ -155,11 +155,12 @@ def precision(effort: Effort) -> Iterator[Finding]:
 def _error_of(op: Any, name: str, dtype: Any, place: Any) -> Finding:
     from gpuprop import testing
 
+    from .ops import arrays
+
     worst = {"ulp": 0.0, "of_largest": 0.0}
-    allowed, bad, where = 0.0, False, ""
+    bad, where = False, ""
     for index, sample in enumerate(op.samples(testing.Draw(zlib.crc32(op.name.encode())))):
-        sizes = [v.size for v in sample.inputs if isinstance(v, np.ndarray)]
-        allowed = ALLOWED * math.sqrt(max([1, *sizes]))
+        allowed = ALLOWED * math.sqrt(max([1, *(a.size for a in arrays(sample))]))
         for actual, expected in zip(*_both(op, sample, dtype, place), strict=True):
             errors = ulp_errors(actual, expected)
             wrong = errors["of_largest"] > allowed
@@ -199,9 +200,9 @@ def _both(op: Any, sample: Any, dtype: Any, place: Any) -> tuple[list[Any], list
 
 
 def ulp_errors(actual: Any, expected: Any) -> dict[str, float]:
-    """The largest error in units of the last place: of the number that it is an error of, and of the largest one in the array.
+    """The largest error in units of the last place: of the number that it is an error of, and of the largest one in the array or 1.
 
-    Where numbers cancel, the first is large for good reasons. What is not finite or not a number has to be the same.
+    Where terms cancel, the first is large for good reasons. What is not finite or not a number has to be the same.
     """
     from gpuprop.tape import is_floating
 
@@ -224,7 +225,7 @@ def ulp_errors(actual: Any, expected: Any) -> dict[str, float]:
     size = np.maximum(np.abs(e[finite]), least)
     unit = 2.0 ** (np.floor(np.log2(size)) - bits)
     errors = np.abs(a[finite] - e[finite])
-    return {"ulp": float((errors / unit).max()), "of_largest": float(errors.max() / unit.max())}
+    return {"ulp": float((errors / unit).max()), "of_largest": float(errors.max() / max(unit.max(), 2.0**-bits))}
 
 
 # --- Replay against eager -------------------------------------------------------------------------------------------

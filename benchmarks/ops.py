@@ -73,8 +73,10 @@ def scaled(sizes: Any, factor: int) -> Any:
     return sizes * factor if isinstance(sizes, int) and sizes > 1 else sizes
 
 
-def drawn(op: Any, index: int, factor: int) -> testing.Sample:
-    """The op's sample of this index, each axis `factor` times as long."""
+def drawn(op: Any, index: int, factor: int, dtype: Any) -> testing.Sample:
+    """The op's sample of this index, each axis `factor` times as long; random numbers, which have no real argument, of this dtype."""
+    from gpuprop.tape import is_floating
+
     draw = LargeDraw(zlib.crc32(op.name.encode()))
     samples = iter(op.samples(draw))
     for _ in range(index):
@@ -82,19 +84,34 @@ def drawn(op: Any, index: int, factor: int) -> testing.Sample:
     draw.factor = factor
     sample = next(samples)
     sample.options = {k: scaled(v, factor) if k in SIZES else v for k, v in sample.options.items()}
+    if is_floating(sample.options.get("dtype", np.dtype(int))) and not any(
+        is_floating(a.dtype) for a in arrays(sample)
+    ):
+        sample.options["dtype"] = dtype
     return sample
+
+
+def arrays(sample: testing.Sample) -> list[np.ndarray]:
+    return [v for v in sample.inputs if isinstance(v, np.ndarray)]
+
+
+def described(op: Any, sample: testing.Sample) -> str:
+    """Shapes and numbers, and the options that are not the defaults: "2048x5120, 5120, axis=0"."""
+    inputs = ["x".join(map(str, v.shape)) or "scalar" if isinstance(v, np.ndarray) else str(v) for v in sample.inputs]
+    unusual = [f"{k}={v}" for k, v in sample.options.items() if v != op.defaults.get(k)]
+    return ", ".join([*inputs, *unusual])
 
 
 def typical(op: Any) -> list[int]:
     """The indices of the op's samples, those first that are most like what networks do: matrices, all inputs, no unusual options."""
 
     def rank(sample: testing.Sample) -> tuple:
-        arrays = [v for v in sample.inputs if isinstance(v, np.ndarray)]
+        given = arrays(sample)
         unusual = sum(op.defaults.get(k) != v for k, v in sample.options.items())
-        return (max(a.ndim for a in arrays) != 2, unusual, -len(arrays), -max(a.size for a in arrays))
+        return (max(a.ndim for a in given) != 2, unusual, -len(given), -max(a.size for a in given))
 
     samples = list(enumerate(op.samples(testing.Draw(zlib.crc32(op.name.encode())))))
-    usable = [(i, s) for i, s in samples if all(v.size for v in s.inputs if isinstance(v, np.ndarray))]
+    usable = [(i, s) for i, s in samples if all(a.size for a in arrays(s))]
     return [i for i, s in sorted(usable, key=lambda pair: rank(pair[1]))]
 
 
@@ -112,7 +129,7 @@ def enlarged(op: Any, device: Any, dtype: Any, elements: int) -> tuple[testing.S
         factor, sizes, seconds, reason = 1, [], [], ""
         try:
             while True:
-                trial = Case(op, drawn(op, index, factor), device, dtype)
+                trial = Case(op, drawn(op, index, factor, dtype), device, dtype)
                 trial.forward()  # may compile
                 seconds.append(min(trial.seconds() for _ in range(2)))
                 sizes.append(trial.elements)
@@ -128,7 +145,7 @@ def enlarged(op: Any, device: Any, dtype: Any, elements: int) -> tuple[testing.S
         ) as error:  # an option does not fit longer axes: of any kind, since rules run on what was never meant for them
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if len(sizes) > 1 and sizes[-1] >= min(elements, 1 << 10) / 64 and not reason:
-            return drawn(op, index, factor), factor
+            return drawn(op, index, factor, dtype), factor
         reasons.append(reason or "a call takes long at once")
     raise NotEnlarged(reasons[0] if reasons else "it has no sample with elements")
 
@@ -180,9 +197,6 @@ class Case:
         self.options = {k: str(device) if v == "cpu" else v for k, v in sample.options.items()}
         self.inputs = [placed(v) for v in sample.inputs]
         self.tensors = [t for t in self.inputs if isinstance(t, Tensor)]
-        made = self.options.get("dtype")
-        if made is not None and is_floating(made) and not any(is_floating(t.dtype) for t in self.tensors):
-            self.options["dtype"] = dtype  # of random numbers
         self.wanted = [self.inputs[i].requires_grad_() for i in differentiable(op, self.inputs)] if op.smooth else []
         self.results: tuple = ()
 
@@ -332,7 +346,7 @@ def measured(op: Any, device: Any, dtype: Any, elements: int, smoke: bool) -> li
                 Row(
                     op.name,
                     what,
-                    repr(sample).removeprefix("Sample"),
+                    described(op, sample),
                     by["rule"],
                     by.get("implementation"),
                     moved[what, "rule"],
@@ -379,17 +393,15 @@ def main(
         ),
     ] = 0,
     smoke: Annotated[bool, typer.Option(help="Small arrays, to see that it runs; the figures mean nothing.")] = False,
-    out: Annotated[Path, typer.Option(help="The JSON file that the figures go to.")] = Path("ops.json"),
+    out: Annotated[Path, typer.Option(help="The JSON file that the figures go to.")] = Path("runs/ops.json"),
 ) -> None:
     """Time the forward and the gradient of every op, by its rule and by its implementation, and how near to a copy they come."""
     import gpuprop as gp
     from gpuprop.device import device_scope, require
-    from gpuprop.errors import OptionError
 
     from .limits import measure, numpy_dtype
 
-    if not out.parent.is_dir():
-        raise OptionError(f"--out: there is no folder {out.parent} to write {out.name} to")
+    out.parent.mkdir(parents=True, exist_ok=True)
     ops, place, kind = chosen(only), require(device or gp.default_device()), numpy_dtype(dtype)
     count = elements or (1 << 12 if smoke else ELEMENTS[place.type])
     limits = measure(str(place), smoke=smoke)
