@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.engine`. See README.md beside this file."""
+"""Benchmarks: `gpuprop bench`, or `python -m benchmarks`. See README.md beside this file."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from .clock import host_seconds
 
 
 @dataclass
@@ -20,28 +21,33 @@ class Timing:
         return statistics.median(self.seconds)
 
     def spread(self) -> tuple[float, float]:
-        """The 10th and the 90th percentile."""
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        tenths = statistics.quantiles(self.seconds, n=10, method="inclusive")
-        return tenths[0], tenths[-1]
+        return spread(self.seconds)
 
 
-def interleave(contestants: dict[str, Callable[[], object]], *, rounds: int, seconds: float) -> dict[str, Timing]:
+def spread(values: list[float]) -> tuple[float, float]:
+    """The 10th and the 90th percentile."""
+    if len(values) < 2:
+        return values[0], values[0]
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return tenths[0], tenths[-1]
+
+
+def interleave(
+    contestants: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    clock: Callable[..., float] = host_seconds,
+) -> dict[str, Timing]:
     """Times each contestant `rounds` times, in turns; a round calls it often enough to last about `seconds`."""
     calls = {}
     for name, run in contestants.items():
         run()  # compiles, allocates, warms caches
-        start = time.perf_counter()
-        run()
-        calls[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
+        calls[name] = max(1, round(seconds / max(clock(run), 1e-7)))
     timings = {name: Timing() for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            timings[name].seconds.append((time.perf_counter() - start) / calls[name])
+            timings[name].seconds.append(clock(run, calls[name]))
     return timings
 
 

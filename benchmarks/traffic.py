@@ -173,8 +173,8 @@ def optimizer_cases(count: int) -> Iterator[Case]:
         yield Case(f"{name} step", step, [parameter.data] * (2 + states))
 
 
-def cases() -> Iterator[Case]:
-    """Every streaming kernel, at (N, D) or as near as it goes."""
+def cases(rows: int = N) -> Iterator[Case]:
+    """Every streaming kernel, at (rows, D) or as near as it goes."""
     import cupy
 
     import gpuprop  # noqa: F401  (its ops bind their kernels)
@@ -185,8 +185,8 @@ def cases() -> Iterator[Case]:
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape, cupy.float32)
 
-    x, other, bias, scale = normal(N, D), normal(N, D), normal(D), normal(D)
-    positive, labels = cupy.abs(other) + 0.1, cupy.arange(N) % D
+    x, other, bias, scale = normal(rows, D), normal(rows, D), normal(D), normal(D)
+    positive, labels = cupy.abs(other) + 0.1, cupy.arange(rows) % D
     for name in (
         "relu",
         "tanh",
@@ -232,7 +232,7 @@ def cases() -> Iterator[Case]:
     base = cupy.zeros((), cupy.uint64)
     yield from op_cases(REGISTRY["dropout"], [x, base], [], p=0.5, seed=1, offset=0)
     yield from op_cases(REGISTRY["gather_rows"], [x, labels], [])
-    yield from optimizer_cases(N * D)
+    yield from optimizer_cases(rows * D)
 
 
 @dataclass

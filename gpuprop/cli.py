@@ -1,4 +1,4 @@
-"""The command line: `gpuprop train`, `predict` and `doctor`.
+"""The command line: `gpuprop train`, `predict`, `bench` and `doctor`.
 
 What a user can get wrong ends in one sentence on stderr and exit code 2. What is slow to import is imported where it
 is used.
@@ -7,9 +7,11 @@ is used.
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -344,6 +346,21 @@ def _check_writable(out: Path, data: Path) -> None:
         raise DataError(f"--out: {out} is the data itself; name a new file")
     if RunFolder(out.parent).owns(out):
         raise DataError(f"--out: {out} belongs to a run, which is kept as it is; name a new file")
+
+
+# --- bench ----------------------------------------------------------------------------------------------------------
+
+
+def _benchmarks() -> Any:
+    """The folder benchmarks/: in the wheel within the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    if (package / "benchmarks").is_dir():
+        return importlib.import_module("gpuprop.benchmarks.cli")
+    sys.path.insert(0, str(package.parent))  # before whatever else is installed under that name
+    return importlib.import_module("benchmarks.cli")
+
+
+app.add_typer(_benchmarks().app, name="bench")
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------

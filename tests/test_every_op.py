@@ -130,6 +130,7 @@ def assert_agree(actual, expected, sample, dtype):
     """
     length = max([1, *(v.size for v in sample.inputs if isinstance(v, np.ndarray))])
     for a, e in zip(actual, expected, strict=True):
+        assert getattr(a, "shape", None) == getattr(e, "shape", None)
         if e is None or e.dtype.kind != "f":
             np.testing.assert_array_equal(a, e)
         else:

@@ -28,7 +28,8 @@ def takes(*arrays: Any) -> bool:
 
 def packed(array: Any) -> Any:
     """The array as a kernel reads it: in C order, starting at a multiple of 16 bytes. Kernels do not see strides."""
-    array = cupy.ascontiguousarray(array)
+    if not array.flags.c_contiguous:  # 0-d arrays always are: `ascontiguousarray` would make them 1-d
+        array = cupy.ascontiguousarray(array)
     return array if array.data.ptr % PACK == 0 else array.copy()
 
 
