@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `gpuprop bench`, which is `python -m benchmarks`. What is slow to import is imported where it is used."""
+"""The command line of the benchmarks: `gpuprop bench`, which is `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import ops
 from .problem import ACTIVATIONS, NETWORKS, PRECISIONS, RATES, Problem
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def bench(
         return
     from . import compare as comparing
     from . import report, throughput
+    from .workers import Failed
 
     with _session(threads, rounds, seconds, smoke, out) as (session, effort):
         earlier = comparing.read(compare) if compare else None
@@ -110,14 +112,18 @@ def bench(
             problems.append(Problem(_numbers("--sizes", sizes), 128))
         changes = {name: value for name, value in (("batch", batch), ("activation", activation)) if value is not None}
         problems = [_checked(replace(p, **common, **changes)) for p in problems]
-        chosen = throughput.choose(_names(providers), session.left_out)
+        chosen = throughput.choose(_names(providers), devices, session.left_out)
         given_batches = (SMOKE_BATCH_SIZES if smoke else BATCH_SIZES) if batches is None else batches
         several = _numbers("--batches", given_batches, 1) if given_batches else ()
         session.ready(bool(problems and chosen))
         for place in devices:
             here = [replace(p, device=place) for p in problems if networks or place != "cpu" or p != NETWORKS["giant"]]
-            throughput.measure_limits(session.run, place, precision, effort)
-            throughput.measure_products(session.run, here[0], chosen, effort, session)
+            try:
+                throughput.measure_limits(session.run, place, precision, effort)
+                throughput.measure_products(session.run, here[0], chosen, effort, session)
+            except Failed as failed:
+                session.left_out(f"{place}: {failed}")
+                continue
             for problem in here:
                 throughput.compare_steps(session.run, problem, chosen, effort, session)
             swept = here[1] if len(here) > 1 else here[0]
@@ -172,7 +178,7 @@ def scaling(
 
     with _session(threads, rounds, seconds, smoke, out) as (session, effort):
         (place,) = _devices(device, session)[:1]
-        chosen = throughput.choose(_names(providers), session.left_out)
+        chosen = throughput.choose(_names(providers), [place], session.left_out)
         changes = {"activation": activation} if activation is not None else {}
         base = growth.SMOKE if smoke else growth.BASE
         base = _checked(replace(base, device=place, **_common(optimizer, precision), **changes))
@@ -198,6 +204,9 @@ def scaling(
         session.written("results.json", "scaling.png")
     if session.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+app.command("ops")(ops.main)
 
 
 # --- What the commands share ----------------------------------------------------------------------------------------

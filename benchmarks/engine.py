@@ -1,7 +1,6 @@
 """What the engine itself costs on a CPU: `python -m benchmarks.engine`.
 
-A chain of small ops, whole Adam steps of a small and of a middle-sized MLP, and the peak memory of a step; beside NumPy by hand and, where
-it is installed, PyTorch in eager mode.
+A chain of small ops, beside PyTorch in eager mode where it is installed, and the peak memory of an eager step. `gpuprop bench` times steps.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+from .problem import NETWORKS, Problem
 
 
 def chain(length: int) -> dict[str, Callable[[], object]]:
@@ -50,54 +51,35 @@ def chain(length: int) -> dict[str, Callable[[], object]]:
     return contestants
 
 
-def steps(sizes: list[int], batch: int) -> dict[str, Callable[[], object]]:
-    """Contestants for one network, after a look that they compute the same losses."""
-    import numpy as np
-
-    from .mlp_steps import Problem, by_hand, gpuprop_eager, losses, torch_eager
-
-    makers = {"gpuprop": gpuprop_eager, "numpy": by_hand, "torch": torch_eager}
-    contestants = {}
-    reference: list[float] = []
-    for name, make in makers.items():
-        try:
-            run = make(Problem(sizes, batch))
-        except ImportError:
-            continue
-        first = losses(run, 5)
-        reference = reference or first
-        np.testing.assert_allclose(first, reference, rtol=1e-3, err_msg=f"{name} computes something else")
-        contestants[name] = run
-    return contestants
-
-
-def peak_memory(sizes: list[int], batch: int) -> tuple[float, float]:
-    """Peak bytes of a step, and what parameters, gradients, moments and the activations that backward needs add up to."""
+def peak_memory(problem: Problem) -> tuple[float, float]:
+    """Peak bytes of a step, and what parameters, gradients, two moments and the activations that backward needs add up to."""
     import gc
 
-    from .mlp_steps import Problem, gpuprop_eager
+    from .providers.gpuprop import make
 
     gc.collect()
     tracemalloc.start()
-    problem = Problem(sizes, batch)
-    given = tracemalloc.get_traced_memory()[0]
-    run = gpuprop_eager(problem)
+    batches = problem.batches()
+    given = tracemalloc.get_traced_memory()[0] / len(batches) * (len(batches) - 1)  # one of them is part of the step
+    contestant = make(problem, "eager")
+    del batches
     for _ in range(3):
-        run()
+        contestant.step()
     tracemalloc.reset_peak()
-    run()
+    contestant.step()
     peak = tracemalloc.get_traced_memory()[1] - given
     tracemalloc.stop()
-    parameters = sum(w.size + w.shape[0] for w in problem.weights)
-    activations = batch * sum(sizes)  # the input of each layer; the logits, whose gradient takes their place
-    return peak, 4.0 * (4 * parameters + activations)
+    activations = problem.batch * sum(
+        problem.sizes
+    )  # the input of each layer; the logits, whose gradient takes their place
+    return peak, 4.0 * (4 * problem.parameters + activations)
 
 
 def main(
     smoke: Annotated[bool, typer.Option(help="A few seconds, to see that it runs; the figures mean little.")] = False,
     threads: Annotated[int, typer.Option(help="Threads for every contestant's matrix products.")] = 2,
 ) -> None:
-    """Times gpuprop's eager mode beside NumPy by hand and PyTorch, in turns, and prints medians and ratios."""
+    """Times a chain of small ops beside PyTorch, in turns, and says what an eager step takes of memory."""
     from .harness import interleave, rows, same_threads
 
     same_threads(threads)
@@ -105,27 +87,14 @@ def main(
     from rich.console import Console
     from rich.table import Table
 
-    times, seconds = (3, 0.01) if smoke else (15, 0.2)
-    small, middle = ([64, 64, 64, 10], 32), ([784, 1024, 1024, 10], 512)
     length = 100
-    measured = [
-        (f"chain of {length} ops on 16 elements, per op", chain(length), 1e6 / length, "us"),
-        (f"Adam step, {'-'.join(map(str, small[0]))}, batch {small[1]}", steps(*small), 1e6, "us"),
-        (f"Adam step, {'-'.join(map(str, middle[0]))}, batch {middle[1]}", steps(*middle), 1e3, "ms"),
-    ]
+    timings = interleave(chain(length), rounds=3 if smoke else 15, seconds=0.01 if smoke else 0.2)
     table = Table("what", "who", "median", "10 % to 90 %", "gpuprop takes")
-    for what, contestants, scale, unit in measured:
-        timings = interleave(contestants, rounds=times, seconds=seconds)
-        for row in rows(what, timings, "gpuprop", scale, unit):
-            table.add_row(*row)
-    peak, sum_of_parts = peak_memory(*middle)
-    table.add_row(
-        f"peak memory, {'-'.join(map(str, middle[0]))}",
-        "gpuprop",
-        f"{peak / 1e6:.1f} MB",
-        "",
-        f"{peak / sum_of_parts:.3f}x its parts",
-    )
+    for row in rows(f"chain of {length} ops on 16 elements, per op", timings, "gpuprop", 1e6 / length, "us"):
+        table.add_row(*row)
+    problem = NETWORKS["small" if smoke else "wide"]
+    peak, parts = peak_memory(problem)
+    table.add_row(f"peak memory, {problem}", "gpuprop", f"{peak / 1e6:.1f} MB", "", f"{peak / parts:.3f}x its parts")
     Console(width=None if Console().is_terminal else 110).print(table)
 
 

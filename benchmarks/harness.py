@@ -21,11 +21,15 @@ class Timing:
         return statistics.median(self.seconds)
 
     def spread(self) -> tuple[float, float]:
-        """The 10th and the 90th percentile."""
-        if len(self.seconds) < 2:
-            return self.median, self.median
-        tenths = statistics.quantiles(self.seconds, n=10, method="inclusive")
-        return tenths[0], tenths[-1]
+        return spread(self.seconds)
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """The 10th and the 90th percentile."""
+    if len(values) < 2:
+        return values[0], values[0]
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return tenths[0], tenths[-1]
 
 
 def interleave(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -19,10 +20,8 @@ def peak() -> int:
 
 
 def reset_peak() -> None:
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is that of the whole process
-        pass
 
 
 def available() -> int | None:

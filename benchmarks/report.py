@@ -161,6 +161,7 @@ def _bars(axes: Any, run: Run, names: list[str], colors: dict[str, str]) -> None
             limit, i - 0.46, i + 0.46, color="black", lw=1.4, ls=(0, (3, 2)), label="" if i else "measured limit"
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(problems)), [str(p).replace(", batch", ",\nbatch") for p in problems], fontsize=7)
     _style(axes, "Time per step, ms (10th to 90th percentile)")
     axes.legend(frameon=False, fontsize=7, ncols=2, labelcolor=INK, loc="upper left")
@@ -177,6 +178,7 @@ def _lines(axes: Any, series: list[Result], colors: dict[str, str]) -> None:
     axes.plot(*zip(*limits, strict=True), color="black", lw=1.4, ls=(0, (3, 2)), label="measured limit")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks([batch for batch, _ in limits], [str(batch) for batch, _ in limits], fontsize=8)
     axes.minorticks_off()
     axes.set_xlabel("batch size", color=INK, fontsize=9)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .harness import spread
 from .problem import Problem
 
 FORMAT = 1  # of results.json
@@ -55,14 +56,6 @@ class Result:
         }
         losses = [loss if loss == loss else None for loss in self.losses]  # JSON has no NaN
         return {**asdict(self), "parameters": self.problem.parameters, **figures, "losses": losses}
-
-
-def spread(values: list[float]) -> tuple[float, float]:
-    """The 10th and the 90th percentile."""
-    if len(values) < 2:
-        return values[0], values[0]
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return tenths[0], tenths[-1]
 
 
 @dataclass
@@ -132,7 +125,10 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "gpuprop": gp.__version__,
-        "gpus": [{key: str(row[key]) for key in ("name", "capability", "memory")} for row in found["cuda"]],
+        "gpus": [
+            {"name": row["name"], "capability": ".".join(map(str, row["capability"])), "memory": row["memory"]}
+            for row in found["cuda"]
+        ],
     }
 
 

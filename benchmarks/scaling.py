@@ -41,10 +41,10 @@ def _as_many(base: Problem, width: int) -> Problem:
 
 
 SERIES = (
-    Series("width", _wider, lambda p: p.sizes[1], (64, 128, 256, 512, 1024, 2048), (8, 16, 32)),
-    Series("depth", _deeper, lambda p: len(p.sizes) - 2, (1, 2, 4, 8, 16, 32), (1, 2, 4)),
-    Series("batch", lambda base, n: replace(base, batch=n), lambda p: p.batch, (8, 32, 128, 512, 2048), (4, 8, 16)),
-    Series("parameters", _as_many, lambda p: p.parameters, (32, 64, 128, 256, 512, 1024), (8, 16, 32)),
+    Series("width", _wider, lambda p: p.sizes[1], (64, 128, 256, 512, 1024, 2048), (8, 32)),
+    Series("depth", _deeper, lambda p: len(p.sizes) - 2, (1, 2, 4, 8, 16, 32), (1, 4)),
+    Series("batch", lambda base, n: replace(base, batch=n), lambda p: p.batch, (8, 32, 128, 512, 2048), (4, 16)),
+    Series("parameters", _as_many, lambda p: p.parameters, (32, 64, 128, 256, 512, 1024), (8, 32)),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ def rehearse(provider: Provider, problem: Problem, patience: float) -> Rehearsal
     """Makes the first steps. Raises: Unsupported, where they take longer than `patience` seconds in all."""
     from threadpoolctl import threadpool_info
 
+    module = _module(provider.module, problem)
     import_module(provider.package)  # what the library itself takes is not counted
     before = memory.resident()
-    contestant = _make(provider, problem.rehearsal())
+    contestant = module.make(problem.rehearsal(), provider.mode)
     start = time.perf_counter()
     losses = [contestant.value(contestant.step())]
     first = time.perf_counter() - start
@@ -67,12 +69,12 @@ def rehearse(provider: Provider, problem: Problem, patience: float) -> Rehearsal
 
 def enter(provider: Provider, problem: Problem, seconds: float) -> None:
     """Makes the step that is timed, at its own learning rate, and brings it to speed."""
-    _enter(_make(provider, problem), seconds)
+    _enter(_module(provider.module, problem).make(problem, provider.mode), seconds)
 
 
 def enter_product(module: str, problem: Problem, n: int, seconds: float) -> None:
     """The same for a product of two n x n matrices by the library of a provider."""
-    _enter(import_module(module, f"{__package__}.providers").product(problem, n), seconds)
+    _enter(_module(module, problem).product(problem, n), seconds)
 
 
 def turn(seconds: float) -> tuple[float, float]:
@@ -82,8 +84,11 @@ def turn(seconds: float) -> tuple[float, float]:
     return _contestant.time(min(MOST_CALLS, max(1, round(seconds / _estimate))))
 
 
-def _make(provider: Provider, problem: Problem) -> Contestant:
-    return import_module(provider.module, f"{__package__}.providers").make(problem, provider.mode)
+def _module(name: str, problem: Problem) -> Any:
+    """The module of a provider, with the environment that its library looks at when it is imported."""
+    module = import_module(name, f"{__package__}.providers")
+    os.environ.update(module.environment(problem) if hasattr(module, "environment") else {})
+    return module
 
 
 def _enter(contestant: Contestant, seconds: float) -> None:

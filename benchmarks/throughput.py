@@ -69,9 +69,7 @@ def measure_products(
         for module, provider in reversed(own.items()):
             watcher.does(provider.name)
             worker = stack.enter_context(Worker(effort.threads))
-            with contextlib.suppress(
-                Failed
-            ):  # CuPy's products are measured as the limit; others will fail again, and be told of
+            with contextlib.suppress(Failed):  # its step will fail too, and be told of
                 worker.call(stage.enter_product, module, problem, n, effort.seconds)
                 entered.append((Product(problem.device, provider.name, n), worker))
             watcher.done()
@@ -102,9 +100,11 @@ def compare_steps(
     watcher.begins(str(problem), 1 + len(providers) + effort.rounds)
 
     def leave_out(name: str, why: str) -> None:
+        again = any(line.startswith(f"{name} at ") and line.endswith(f": {why}") for line in run.left_out)
         line = f"{name} at {problem}: {why}" if name else f"{problem}: {why}"
         run.left_out.append(line)
-        watcher.left_out(line)
+        if not again:
+            watcher.left_out(line)
 
     least, free = least_memory(problem), memory.available()
     if free is not None and least > free:
@@ -193,15 +193,18 @@ def check_losses(losses: Sequence[float], expected: Sequence[float], precision: 
             )
 
 
-def choose(names: Sequence[str] | None, leave_out: Callable[[str], None]) -> list[Provider]:
-    """The providers of these names, or all, that are installed."""
+def choose(names: Sequence[str] | None, devices: Sequence[str], leave_out: Callable[[str], None]) -> list[Provider]:
+    """The providers of these names, or all for the devices, that are installed."""
     from gpuprop.errors import did_you_mean
 
+    kinds = {device.partition(":")[0] for device in devices}
     chosen = []
-    for name in names or PROVIDERS:
+    for name in names or [name for name, provider in PROVIDERS.items() if kinds & {*provider.devices}]:
         provider = PROVIDERS.get(name)
         if provider is None:
             leave_out(f"{name}: there is no such provider; {did_you_mean(name, PROVIDERS)}")
+        elif not kinds & {*provider.devices}:
+            leave_out(f"{name}: it does not run on {', '.join(devices)}")
         elif not provider.installed:
             leave_out(f"{name}: {provider.package} is not installed")
         elif provider not in chosen:

@@ -1,7 +1,8 @@
 """Who takes part: each provider writes a training step as the users of its library do.
 
-A module of this folder has `make(problem, mode)`, which returns a `Contestant`, and, where the library brings matrix products of its own,
-`product(problem, n)`. Modules import their library in these functions, in a process where nobody else computes.
+A module of this folder has `make(problem, mode)`, which returns a `Contestant`; where the library brings matrix products of its own,
+`product(problem, n)`; and where it looks at environment variables when it is imported, `environment(problem)`. Modules import their
+library in these functions, in a process where nobody else computes.
 """
 
 from __future__ import annotations

@@ -16,20 +16,35 @@ BLOCK = 32 * 1024  # parameters that are updated at a time on a CPU: they and th
 
 
 def make(problem: Problem, mode: str) -> Contestant:
-    if not problem.device.startswith("cuda"):
-        return Contestant(in_turns(problem.batches(), training_step(np, problem)))
-    import cupy
-
-    index = int(problem.device.partition(":")[2] or 0)
-    cupy.cuda.Device(index).use()
-    batches = [(cupy.asarray(x), cupy.asarray(labels)) for x, labels in problem.batches()]
-    return cupy_contestant(in_turns(batches, training_step(cupy, problem)))
+    xp = _namespace(problem)
+    batches = [(xp.asarray(x), xp.asarray(labels)) for x, labels in problem.batches()]
+    return _contestant(xp, in_turns(batches, training_step(xp, problem)))
 
 
 def product(problem: Problem, n: int) -> Contestant:
-    a = np.random.default_rng(0).standard_normal((n, n), np.float32)
-    out = np.empty_like(a)
-    return Contestant(lambda: np.dot(a, a, out))
+    xp = _namespace(problem)
+    a = xp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32))
+    out = xp.empty_like(a)
+    return _contestant(xp, lambda: xp.matmul(a, a, out=out))
+
+
+def environment(problem: Problem) -> dict[str, str]:
+    return {"CUPY_TF32": str(int(problem.precision == "high"))}
+
+
+def _namespace(problem: Problem) -> Any:
+    """NumPy, or CuPy on the problem's device."""
+    kind, _, index = problem.device.partition(":")
+    if kind == "cpu":
+        return np
+    import cupy
+
+    cupy.cuda.Device(int(index or 0)).use()
+    return cupy
+
+
+def _contestant(xp: Any, step: Callable[[], Any]) -> Contestant:
+    return Contestant(step) if xp is np else cupy_contestant(step)
 
 
 def training_step(xp: Any, problem: Problem, dtype: Any = np.float32) -> Callable[[Any, Any], Any]:

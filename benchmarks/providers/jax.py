@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
 
 from ..problem import BETA1, BETA2, EPSILON, MOMENTUM, WEIGHT_DECAY, Problem
-from . import Contestant, in_turns
+from . import Contestant, Unsupported, in_turns
 
 
 def make(problem: Problem, mode: str) -> Contestant:
@@ -87,15 +86,22 @@ def product(problem: Problem, n: int) -> Contestant:
     return Contestant(step, lambda: results[0].block_until_ready())
 
 
+def environment(problem: Problem) -> dict[str, str]:
+    kind = problem.device.partition(":")[0]
+    # Without preallocation: other providers have their networks on the same GPU.
+    return {"JAX_PLATFORMS": kind, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
 def _prepare(problem: Problem) -> Any:
-    kind, _, index = problem.device.partition(":")
-    os.environ["JAX_PLATFORMS"] = kind
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # other providers have their networks on the same GPU
     import jax
 
+    kind, _, index = problem.device.partition(":")
     if kind == "cuda":
+        try:
+            jax.local_devices()
+        except Exception as error:  # of several kinds, AssertionError among them
+            raise Unsupported("JAX finds no GPU, or was installed without CUDA") from error
         jax.config.update("jax_default_device", jax.local_devices()[int(index or 0)])
-        jax.config.update(
-            "jax_default_matmul_precision", {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
-        )
+        precision = {"highest": "float32", "high": "tensorfloat32"}[problem.precision]
+        jax.config.update("jax_default_matmul_precision", precision)
     return jax

@@ -46,16 +46,18 @@ def make(problem: Problem, mode: str) -> Contestant:
     return Contestant(in_turns(batches, step), _waiting(batches[0][0]), value=lambda loss: loss.item())
 
 
+def environment(problem: Problem) -> dict[str, str]:
+    kind = problem.device.partition(":")[0]
+    return {"DEV": kind.upper(), "TRAINING": "1", "NUM_CPU_THREADS": os.environ["OMP_NUM_THREADS"]}
+
+
 def _prepare(problem: Problem) -> Any:
     """A function that puts an array on the device."""
-    kind, _, index = problem.device.partition(":")
-    if problem.precision != "highest" and kind == "cuda":
-        raise Unsupported("tinygrad's TF32 is not asked for here")
-    os.environ["DEV"] = kind.upper()
-    os.environ["TRAINING"] = "1"
-    os.environ["NUM_CPU_THREADS"] = os.environ["OMP_NUM_THREADS"]
     from tinygrad import Tensor
 
+    kind, _, index = problem.device.partition(":")
+    if problem.precision != "highest" and kind == "cuda":
+        raise Unsupported("tinygrad is not asked for TF32 here")
     device = kind.upper() + (f":{index}" if index else "")
     return lambda array: Tensor(array, device=device).contiguous().realize()
 

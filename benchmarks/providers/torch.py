@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from ..problem import Problem
-from . import Contestant, in_turns
+from . import Contestant, Unsupported, in_turns
 
 WARM_UP = 3  # steps before a graph is captured, as PyTorch's documentation asks for
 
@@ -53,15 +54,11 @@ def product(problem: Problem, n: int) -> Contestant:
 def _prepare(problem: Problem) -> Any:
     import torch
 
-    torch.set_num_threads(int(_threads()))
+    if problem.device.startswith("cuda") and not torch.cuda.is_available():
+        raise Unsupported("PyTorch finds no GPU, or was built without CUDA")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.set_float32_matmul_precision(problem.precision)
     return torch
-
-
-def _threads() -> str:
-    import os
-
-    return os.environ["OMP_NUM_THREADS"]
 
 
 def _model(problem: Problem) -> Any:
