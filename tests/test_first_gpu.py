@@ -90,6 +90,28 @@ def test_a_line_that_was_cut_off_is_left_out():
     assert outcome.error == "no end after 3 s"
 
 
+SAID = """
+tests/test_a.py::test_one[a b-c] PASSED                        [  1%]
+tests/test_a.py::test_two SKIPPED (no such device)             [  2%]
+tests/test_a.py::test_three[x] FAILED                          [  3%]
+[gw1] [  4%] PASSED tests/test_b.py::test_four[a - b]
+[gw0] [  5%] FAILED tests/test_b.py::test_five
+FAILED tests/test_a.py::test_three[x] - AssertionError: no
+tests/test_b.py::test_seve"""
+
+
+def test_results_of_tests_are_read_as_far_as_they_came():
+    results, reasons = gpu_checks.results_in(SAID)
+    assert results == {
+        "tests/test_a.py::test_one[a b-c]": "PASSED",
+        "tests/test_a.py::test_two": "SKIPPED",
+        "tests/test_a.py::test_three[x]": "FAILED",
+        "tests/test_b.py::test_four[a - b]": "PASSED",
+        "tests/test_b.py::test_five": "FAILED",
+    }
+    assert reasons == {"tests/test_a.py::test_three[x]": "AssertionError: no"}
+
+
 # --- Errors in units of the last place ------------------------------------------------------------------------------
 
 
