@@ -159,7 +159,7 @@ class Tensor:
     __array_priority__ = 1000.0
 
     def __init__(self, data: Any, node: Any = None):
-        if not is_array(data) and not isinstance(data, np.generic):
+        if type(data) not in BACKENDS and not is_array(data) and not isinstance(data, np.generic):
             raise ArgumentError(
                 f"Tensor: expected an array, got {type(data).__name__}; gp.tensor makes one of anything"
             )

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from .._blocks import cut, filled
+from .._blocks import BLOCK, cut, filled
 from .._op import op
 from ..cuda._elementwise import elementwise
 from ..cuda.rowwise import rowwise
@@ -50,6 +50,8 @@ def _(xp, dy, y):
 
 @relu.cpu
 def _(x, *, out=None):
+    if x.size <= BLOCK and x.dtype.char in "fd":
+        return np.maximum(x, filled(0, x), out=out)
     if x.dtype.char not in "fd" or not x.flags.c_contiguous or not (out is None or out.flags.c_contiguous):
         return np.maximum(x, 0, out=out)
     y = np.empty_like(x) if out is None else out

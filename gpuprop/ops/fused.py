@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._blocks import row_blocks
+from .._blocks import BLOCK, row_blocks
 from .._op import REGISTRY, Op, op
 from ..cuda._elementwise import Dropout, Elementwise
 from ..device import HOST
@@ -167,9 +167,11 @@ def _(xp, dy, x, weight, bias, base, learnt, *, activation, options, p, seed, of
 @linear_activation.cpu(residuals=["kept"])
 def _(x, weight, bias=None, learnt=None, *, activation, options, keep, out=None):
     f = _fusible(activation, options, learnt)
-    if bias is not None and bias.dtype is not x.dtype:
-        return NotImplemented
-    check_linear(x, weight, bias)
+    if bias is not None:
+        if bias.dtype is not x.dtype:
+            return NotImplemented
+        if bias.shape != weight.shape[:1]:
+            check_linear(x, weight, bias)
     z = linear.cpu.implementation.forward(x, weight, out=out)
     if z is NotImplemented:
         return z
@@ -186,7 +188,7 @@ def _activated(f: Fusible, z: Any, bias: Any, learnt: Any) -> tuple[Any, Any]:
     if twin is not None and twin.residuals:
         return twin.forward(z, keep=True, out=z, bias=bias, **f.options)
     if twin is not None and f.keeps_y:
-        for part in [z] if bias is None else row_blocks(rows(np, z)):
+        for part in [z] if bias is None or z.size <= BLOCK else row_blocks(rows(np, z)):
             if bias is not None:
                 np.add(part, bias, out=part)
             twin.forward(part, out=part, **f.options)  # nobody needs z any more
