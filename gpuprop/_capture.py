@@ -95,8 +95,8 @@ class Captured:
         signature = (structure, *arrays_like, *(module.training for module in self._modules))
         times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:
-            recorder = Recorder()
-            with Mode(recorder=recorder):
+            recorder = listener_for(arrays)
+            with Mode(recorder=recorder), recorder.listens():
                 result = map_leaves(_detached, self.eager(*args, **kwargs))
             if not self._modules:  # from now on signatures say which of them train
                 self._modules = recorder.modules
@@ -118,7 +118,7 @@ class Captured:
         given, build = flatten((args, kwargs))
         held = [Tensor(_own(leaf)) if isinstance(leaf, Tensor) or is_array(leaf) else leaf for leaf in given]
         inputs = [t for t in held if isinstance(t, Tensor)]
-        recorder = recorder_for(inputs, listener.kind if listener is not None else None)
+        recorder = recorder_for(inputs, listener)
         plain = [
             recorder.plainly(t._data) if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t
             for t, leaf in zip(held, given)
@@ -203,9 +203,19 @@ class Loop:
         return self.step(*batch)
 
 
-def recorder_for(inputs: Sequence[Tensor], kind: type | None) -> StateRecorder:
+def listener_for(arrays: Sequence[Any]) -> Recorder:
+    """What listens to a run on the device of the arguments, or the default device."""
+    backend = BACKENDS[type(arrays[0])] if arrays else backend_for(default_device())
+    if backend.name != "cuda":
+        return Recorder()
+    from .cuda.graph import GraphListener
+
+    return GraphListener()
+
+
+def recorder_for(inputs: Sequence[Tensor], listener: Recorder | None) -> StateRecorder:
     """A recorder for the device of the arguments, or of the arrays that ops were called with, or the default device."""
-    kind = type(inputs[0]._data) if inputs else kind
+    kind = type(inputs[0]._data) if inputs else listener.kind if listener is not None else None
     backend = backend_for(default_device()) if kind is None else BACKENDS[kind]
     if backend.name == "cpu":
         return CpuRecorder(inputs)
@@ -213,7 +223,7 @@ def recorder_for(inputs: Sequence[Tensor], kind: type | None) -> StateRecorder:
         raise CaptureError(f"capture: expected arrays on a CPU or a GPU, got {backend.name}; call `.eager(...)`")
     from .cuda.graph import GraphRecorder
 
-    return GraphRecorder(inputs)
+    return GraphRecorder(inputs, listener.plan if listener is not None else None)
 
 
 def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:

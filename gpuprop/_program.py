@@ -78,7 +78,7 @@ class Program:
     # --- buffers ------------------------------------------------------------------------------------------------
 
     def _lay_out(self, log: Log) -> None:
-        """Gives each buffer its place in the arena: the largest first, each as low as those that live beside it permit."""
+        """Gives each buffer its place in the arena."""
         lives: dict[int, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for array in [*node.reads(), *node.results, *node.writes]:
@@ -86,25 +86,10 @@ class Program:
                 if key in log.made and key not in self.pinned:
                     lives.setdefault(key, [index, index])[1] = index
         owners = {key: log.made[key] for key in lives}
-        placed: list[tuple[int, int, int, int]] = []  # first and last call, begin and end in the arena
-        self.offsets: dict[int, int] = {}
-        for key in sorted(lives, key=lambda k: (-owners[k].nbytes, lives[k])):
-            first, last = lives[key]
-            size = -(-owners[key].nbytes // ALIGNMENT) * ALIGNMENT
-            offset = 0
-            for _, _, begin, end in sorted((p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]):
-                if offset + size <= begin:
-                    break
-                offset = max(offset, end)
-            placed.append((first, last, offset, offset + size))
-            self.offsets[key] = offset
-        self.arena_bytes = max((end for *_, end in placed), default=0)
-        changes = [(first, begin - end) for first, _, begin, end in placed]
-        changes += [(last + 1, end - begin) for _, last, begin, end in placed]
-        live, self.least_bytes = 0, 0  # of all buffers that live at once
-        for _, change in sorted(changes, key=lambda c: (c[0], -c[1])):
-            live -= change
-            self.least_bytes = max(self.least_bytes, live)
+        needs = [(lives[key][0], lives[key][1], -(-owners[key].nbytes // ALIGNMENT) * ALIGNMENT) for key in lives]
+        self.offsets = dict(zip(lives, lay_out(needs)))
+        self.arena_bytes = max((at + size for at, (*_, size) in zip(self.offsets.values(), needs)), default=0)
+        self.least_bytes = most_at_once(needs)
         memory = np.empty(self.arena_bytes + ALIGNMENT, np.uint8)
         skip = -memory.ctypes.data % ALIGNMENT
         self.arena = memory[skip : skip + self.arena_bytes]
@@ -162,6 +147,63 @@ class Program:
             usual = {"axis": 0, "dtype": None, "out": None, "keepdims": False}
             return function, (*args, *({**usual, **options}[name] for name in REDUCTION))
         return (functools.partial(function, **options) if options else function), args
+
+
+Need = tuple[int, int, int]  # of a buffer: first use, last use, size
+
+
+def lay_out(needs: Sequence[Need]) -> list[int]:
+    """Offsets of buffers in one piece of memory: in the best of some orders, each as low as those that live beside it permit."""
+    least, best, found = most_at_once(needs), -1, list[int]()
+    for order in (_by_size, _by_area, _by_length, _by_start):
+        offsets = _placed(needs, sorted(range(len(needs)), key=lambda i: order(needs[i])))
+        total = max((at + size for at, (*_, size) in zip(offsets, needs)), default=0)
+        if best < 0 or total < best:
+            best, found = total, offsets
+        if best == least:
+            break
+    return found
+
+
+def most_at_once(needs: Iterable[Need]) -> int:
+    """Bytes of all buffers that live at once, at most."""
+    changes = [change for first, last, size in needs for change in ((first, size), (last + 1, -size))]
+    live = most = 0
+    for _, change in sorted(changes):
+        live += change
+        most = max(most, live)
+    return most
+
+
+def _by_size(need: Need) -> tuple:
+    return -need[2], need[:2]
+
+
+def _by_area(need: Need) -> tuple:
+    return -need[2] * (need[1] - need[0] + 1), need[:2]
+
+
+def _by_length(need: Need) -> tuple:
+    return need[0] - need[1], -need[2]
+
+
+def _by_start(need: Need) -> tuple:
+    return need[0], -need[2]
+
+
+def _placed(needs: Sequence[Need], order: Iterable[int]) -> list[int]:
+    placed: list[tuple[int, int, int, int]] = []  # first and last use, begin and end
+    offsets = [0] * len(needs)
+    for i in order:
+        first, last, size = needs[i]
+        offset = 0
+        for _, _, begin, end in sorted((p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]):
+            if offset + size <= begin:
+                break
+            offset = max(offset, end)
+        placed.append((first, last, offset, offset + size))
+        offsets[i] = offset
+    return offsets
 
 
 def _is_method_of_ufunc(function: Callable) -> bool:

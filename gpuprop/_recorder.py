@@ -56,6 +56,11 @@ class Recorder:
         self.modules: list[Any] = []  # that were called, and those below them
         self.state: list[Any] = []  # which of them train, and which inputs of ops want gradients
         self.epilogues: Counter[str] = Counter()  # of matrix products
+        self.plan: Any = None  # of the memory that a recording of such a run needs
+
+    def listens(self) -> contextlib.AbstractContextManager:
+        """The run that is listened to is made in this context."""
+        return contextlib.nullcontext()
 
     def notes(self) -> Recorder:
         """What was noted of the run, without what it worked on."""

@@ -17,56 +17,102 @@ from typing import Any
 
 import cupy
 
-from .._recorder import Early, Recording, StateRecorder, refusal
+from .._recorder import Early, Recorder, Recording, StateRecorder, refusal
 from .._tensor import Leaf, Tensor
 from ..errors import CaptureError, Error
 from ..tape import Mode
 from . import gemm
-from .arena import Arena
+from .arena import Arena, Plan, Survey
 from .launch import Tickets, tickets_in
 
 
-class Branch:
-    """A second stream of a capture, for one piece of work at a time that runs beside what the first one does after it.
+class Beside:
+    """One piece of work at a time that may run beside what follows it.
 
     Until it is joined, memory that is freed is not handed out again: the work may still read it.
     """
 
-    def __init__(self, trunk: Any, arena: Arena):
-        self.trunk, self.arena = trunk, arena
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.done: Any = None  # an event behind the last work
+    def __init__(self, memory: Arena | Survey):
+        self.memory = memory
         self.open = False  # that work is not joined
         self.leaves: Sequence[Leaf] = ()  # whose gradients it writes
 
     def run(self, leaves: Sequence[Leaf], function: Callable, *args: Any, **options: Any) -> Any:
-        """Makes a call beside what follows."""
+        """Makes a call that may run beside what follows."""
         self.join()
-        self.stream.wait_event(self.trunk.record(_event()))
-        self.arena.hold(True)
-        with self.stream:
-            result = function(*args, **options)
-        self.done, self.open, self.leaves = self.stream.record(_event()), True, leaves
+        self.memory.hold(True)
+        result = self.call(function, args, options)
+        self.open, self.leaves = True, leaves
         return result
+
+    def call(self, function: Callable, args: tuple, options: dict[str, Any]) -> Any:
+        return function(*args, **options)
 
     def join(self) -> None:
         """What follows comes after the work."""
         if self.open:
-            self.trunk.wait_event(self.done)
-            self.arena.hold(False)
+            self.wait()
+            self.memory.hold(False)
             self.open, self.leaves = False, ()
+
+    def wait(self) -> None:
+        """Has what follows wait for the work."""
+
+
+class Branch(Beside):
+    """A second stream of a capture."""
+
+    def __init__(self, trunk: Any, arena: Arena):
+        super().__init__(arena)
+        self.trunk, self.stream = trunk, cupy.cuda.Stream(non_blocking=True)
+        self.done: Any = None  # an event behind the last work
+
+    def call(self, function: Callable, args: tuple, options: dict[str, Any]) -> Any:
+        self.stream.wait_event(self.trunk.record(_event()))
+        with self.stream:
+            result = function(*args, **options)
+        self.done = self.stream.record(_event())
+        return result
+
+    def wait(self) -> None:
+        self.trunk.wait_event(self.done)
 
     def end(self) -> None:
         """The end of the capture, for which all work has to be joined; also if the function went on after an error in a walk."""
         self.join()
         if (
             self.done is not None
-        ):  # said again, which adds nothing: the simulated GPU forgets joins that other work has followed
-            self.trunk.wait_event(self.done)
+        ):  # said again, which adds nothing: the simulated GPU forgets joins that work has followed
+            self.wait()
 
 
 def _event() -> Any:
     return cupy.cuda.Event(disable_timing=True)
+
+
+class GraphListener(Recorder):
+    """Listens to a run, and surveys what memory a recording of it will need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.survey = Survey(cupy.cuda.get_allocator())
+        self.branch = Beside(self.survey)
+
+    @contextlib.contextmanager
+    def listens(self) -> Iterator[None]:
+        with cupy.cuda.using_allocator(self.survey.allocate):
+            yield
+        self.plan = self.survey.plan()
+
+    def beside(self, function: Callable, leaves: Sequence) -> Callable:
+        return functools.partial(self.branch.run, leaves, function)
+
+    def joins(self) -> None:
+        self.branch.join()
+
+    def touches(self, leaf: Any, adding: bool = False) -> None:
+        if leaf in self.branch.leaves:
+            self.branch.join()
 
 
 class GraphRecorder(StateRecorder):
@@ -74,7 +120,7 @@ class GraphRecorder(StateRecorder):
 
     array_type = cupy.ndarray
 
-    def __init__(self, inputs: Sequence[Tensor]):
+    def __init__(self, inputs: Sequence[Tensor], plan: Plan | None = None):
         super().__init__(inputs)
         places = sorted({str(t.device) for t in inputs})
         if len(places) > 1:
@@ -82,7 +128,7 @@ class GraphRecorder(StateRecorder):
                 f"capture: expected arguments on one device, got {' and '.join(places)}; move them with .to(device)"
             )
         self.caller, self.allocator = cupy.cuda.get_current_stream(), cupy.cuda.get_allocator()
-        self.arena = Arena(self._lasting)
+        self.arena = Arena(self._lasting, plan)
         self.workspaces, self.tickets = gemm.Workspaces(), Tickets()
         self.kept: list[Any] = []
         self.actions: list[Callable[[], Any]] = []
@@ -153,6 +199,7 @@ class GraphRecorder(StateRecorder):
         return made
 
     def hearing(self, name: str, function: Callable, kept: Sequence, again: bool) -> Callable:
+        self.called = ()  # a walk frees what ops were called with
         self.expected = None if again else next((value for value in kept if type(value) is Early), None)
         return super().hearing(name, function, kept, again)
 

@@ -173,9 +173,10 @@ def test_a_replay_gives_the_bits_of_the_function(notes, options):
 
 def test_without_holding_memory_back_there_are_conflicts(notes, monkeypatch):
     """Those that the tests above look for."""
-    from gpuprop.cuda.arena import Arena
+    from gpuprop.cuda.arena import Arena, Survey
 
-    monkeypatch.setattr(Arena, "hold", lambda self, holding: None)
+    for kind in (Arena, Survey):
+        monkeypatch.setattr(kind, "hold", lambda self, holding: None)
     training = Training((20, *[16] * 7, 8), tanh_gelu)
     training.run(gp.capture(training.step), 2)
     assert notes.conflicts()

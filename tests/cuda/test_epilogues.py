@@ -331,3 +331,38 @@ def test_whatever_is_differentiated(network, used, function, work):
     gp.set_matmul_epilogues(False)
     agree(riding, gradients(model, x, labels, work))
     assert not used()
+
+
+# --- A bias alone ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (3, 4, 20)], ids=str)
+def test_a_linear_map_is_one_product_forward_and_one_for_both_parameters(network, used, count, shape):
+    model, x, _ = network("float32", None, (20, 8))
+    weight, bias, x = model[0].weight, model[0].bias, x.reshape(shape)
+    dy = gp.tensor(np.random.default_rng(1).standard_normal((*shape[:-1], 8), np.float32), device="cuda")
+
+    def results(walks=1):
+        weight.grad = bias.grad = None
+        for _ in range(walks):
+            y = F.linear(x, weight, bias)
+            y.backward(dy)
+        return [y.detach().numpy(), weight.grad.numpy(), bias.grad.numpy()]
+
+    riding, twice = results(), results(2)
+    assert used() == {"BIAS": 3, "BGRADB": 2}  # what adds to a gradient does not overwrite it
+    weight.grad = bias.grad = None
+    counted = count(lambda: F.linear(x, weight, bias).backward(dy))
+    assert counted["gemm_calls"] == 2 and counted["kernel_launches"] == counted["memsets"] == 0
+    used()
+    gp.set_matmul_epilogues(False)
+    agree(riding, results())
+    agree(twice, results(2))
+    assert not used()
+
+
+def test_in_use_the_last_layer_is_one_product(network, used):
+    model, x, _ = network("float32", nn.ReLU)
+    with gp.no_grad():
+        model(x)
+    assert used() == {"RELU_BIAS": 2, "BIAS": 1}

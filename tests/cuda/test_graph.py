@@ -1,6 +1,8 @@
 """Captured functions on a GPU: what a replay costs, what its graph consists of, and what the host sends to it."""
 
 import gc
+import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from gpuprop.errors import BoundsError, CaptureError
 
 pytestmark = pytest.mark.cuda
 cupy = pytest.importorskip("cupy")
+arena = pytest.importorskip("gpuprop.cuda.arena")
 
 FREE = ("host_to_device", "device_to_host", "synchronizations", "mallocs", "memsets")
 
@@ -366,3 +369,96 @@ def test_a_report_and_a_drawing():
     assert any("adam_step" in name for name in report["calls"])
     assert report["arena_bytes"] > 0 and report["input_bytes"] == 12 * 20 * 4 + 12 * 8
     assert recording.dot().startswith("digraph")
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"norm": "batch"}, {"dropout": 0.2}], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64, 64, 10), (100, 256, 128, 10), (32, 128, 96, 64, 48, 16)], ids=str)
+def test_memory_is_what_lives_at_once_and_little_more(activation, options, sizes):
+    model = nn.MLP(sizes, activation=activation, seed=1, device="cuda", **options)
+    optimizer = gp.optim.Adam(model.parameters())
+
+    @gp.capture
+    def step(x, labels):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(2):
+        step(gp.ones(48, sizes[0], device="cuda"), gp.zeros(48, dtype=np.int64, device="cuda"))
+    report = step.recording.report()
+    assert report["peak_bytes"] <= report["arena_bytes"] <= 1.15 * report["peak_bytes"]
+
+
+def test_a_survey_lays_out_what_does_not_live_together():
+    survey = arena.Survey(cupy.cuda.alloc)
+    large, small = survey.allocate(4000), survey.allocate(100)
+    del large
+    lasting = survey.allocate(512)
+    survey.hold(True)
+    del small  # in use by other work until the hold is over
+    last = survey.allocate(3000)
+    survey.hold(False)
+    del last
+    plan = survey.plan()
+    assert plan.size == 4096 + 512 and plan.places == {4096: deque([0]), 512: deque([4096, None]), 3072: deque([0])}
+    assert lasting.mem.size >= 512
+
+
+def test_an_arena_follows_a_plan_where_it_can():
+    """An array in the place of another one that lives longer than in the survey goes elsewhere, as does one that was not foreseen."""
+    places = {1024: deque([0, 512]), 512: deque([0])}
+    made = arena.Arena(cupy.cuda.alloc, arena.Plan(2048, places))
+    first, second, third, fourth = (made.allocate(size) for size in (1000, 1000, 512, 2048))
+    block = made.blocks[0].start
+    assert first.ptr == block and made.size == 2048 + 1024 + 512 + 2048 == made.peak + 1024
+    spans = sorted((pointer.ptr, pointer.ptr + pointer.mem.size) for pointer in (first, second, third, fourth))
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:]))
+    where = second.ptr
+    del second
+    assert made.allocate(1024).ptr == where  # nothing is planned for it
+
+
+def test_1000_captures_leak_nothing():
+    weight, x = gp.ones(6, requires_grad=True, device="cuda"), gp.ones(4, 6, device="cuda")
+
+    def step(x):
+        weight.grad = None
+        loss = (x * weight).sum()
+        loss.backward()
+        return loss
+
+    def some(count):
+        for _ in range(count):
+            captured = gp.capture(step)
+            for _ in range(2):
+                captured(x)
+        del captured
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], cupy.get_default_memory_pool().used_bytes()
+
+    tracemalloc.start()
+    try:
+        host, device = some(100)  # caches fill
+        host_after, device_after = some(1000)
+        assert host_after - host < 50_000 and device_after == device
+    finally:
+        tracemalloc.stop()
+
+
+def test_within_no_grad():
+    """What is recorded in `no_grad` is not repeated outside of it, nor the other way round."""
+    training = Training()
+    predict = gp.capture(lambda x: training.model(x))
+    for enabled in (False, True, False, True):
+        for _ in range(3):
+            with tape.Mode(enabled=enabled):
+                same = predict(training.x).numpy().tobytes() == training.model(training.x).numpy().tobytes()
+            assert same
+    assert "2 recordings" in repr(predict)
+    training.captured()  # training goes on
