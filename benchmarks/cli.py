@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .throughput import Effort, Watcher
 
 INTERRUPTED = 130
-NO_GIANT = ",".join(name for name in NETWORKS if name != "giant")
+GIANT = NETWORKS["giant"].sizes  # 2.8e12 operations a step: on a CPU only if it is asked for
 BATCH_SIZES, SMOKE_BATCH_SIZES = "8,32,128,512,2048", "4,8"
 app = typer.Typer(rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -117,7 +117,9 @@ def bench(
         several = _numbers("--batches", given_batches, 1) if given_batches else ()
         session.ready(bool(problems and chosen))
         for place in devices:
-            here = [replace(p, device=place) for p in problems if networks or place != "cpu" or p != NETWORKS["giant"]]
+            here = [
+                replace(p, device=place) for p in problems if networks or sizes or place != "cpu" or p.sizes != GIANT
+            ]
             try:
                 throughput.measure_limits(session.run, place, precision, effort)
                 throughput.measure_products(session.run, here[0], chosen, effort, session)
@@ -230,6 +232,7 @@ class Session:
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=self.aside, transient=True, disable=not self.aside.is_terminal)
+        self.folder: Path | None = None
         self.task: Any = None
 
     def ready(self, something: bool) -> None:
@@ -240,6 +243,12 @@ class Session:
         if not something:
             raise OptionError("bench: nothing is left to measure")
         self.folder = RunFolder.create(self.out, "bench").path
+
+    def discard(self) -> None:
+        """Leaves no folder behind that nothing was written to."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def left_out(self, line: str) -> None:
         if line not in self.run.left_out:
@@ -294,6 +303,8 @@ def _session(
             yield session, effort
         except KeyboardInterrupt:
             session.interrupted = True
+    if not session.run.results:
+        session.discard()
     if session.interrupted:
         session.aside.print("stopped; what was not finished is left out")
 

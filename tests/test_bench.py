@@ -337,6 +337,7 @@ def test_ctrl_c_ends_all_processes(here):
         for _ in range(50):
             os.killpg(process.pid, 0)
             time.sleep(0.1)
+    assert not any(Path("runs").iterdir())
 
 
 # --- On a GPU -------------------------------------------------------------------------------------------------------
