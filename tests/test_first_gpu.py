@@ -142,6 +142,12 @@ def test_what_is_no_rounding_error_is_infinite(actual, expected):
     assert ulp_errors(actual, expected) == {"ulp": math.inf, "of_largest": math.inf}
 
 
+def test_a_finer_result_is_no_more_precise_than_what_it_was_computed_in():
+    off, exact = np.array([1 + 2.0**-7], np.float32), np.ones(1)
+    assert ulp_errors(off, exact)["ulp"] == 2**16
+    assert ulp_errors(off, exact, "bfloat16")["ulp"] == 1
+
+
 def test_what_the_format_cannot_hold_is_not_compared():
     assert ulp_errors(np.array([np.inf, 1], np.float16), np.array([1e6, 1.0])) == {"ulp": 0.0, "of_largest": 0.0}
 
