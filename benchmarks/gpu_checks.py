@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -125,6 +126,8 @@ def _rates(effort: Effort) -> Iterator[Finding]:
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ALLOWED = 8  # units of the last place of the largest value or 1, times the root of the length of the sums: as in tests/test_every_op.py
+# In float64 the rule that kernels are held against rounds itself: where it computes 1 - t^2 at the tail of a GELU, by 35 units.
+ALLOWED_IN_FLOAT64 = 80
 
 
 def precision(effort: Effort) -> Iterator[Finding]:
@@ -160,9 +163,11 @@ def _error_of(op: Any, name: str, dtype: Any, place: Any) -> Finding:
     worst = {"ulp": 0.0, "of_largest": 0.0}
     bad, where = False, ""
     for index, sample in enumerate(op.samples(testing.Draw(zlib.crc32(op.name.encode())))):
-        allowed = ALLOWED * math.sqrt(max([1, *(a.size for a in arrays(sample))]))
+        allowed = (ALLOWED_IN_FLOAT64 if name == "float64" else ALLOWED) * math.sqrt(
+            max([1, *(a.size for a in arrays(sample))])
+        )
         for actual, expected in zip(*_both(op, sample, dtype, place), strict=True):
-            errors = ulp_errors(actual, expected)
+            errors = ulp_errors(actual, expected, name)
             wrong = errors["of_largest"] > allowed
             if wrong or (errors["ulp"] > worst["ulp"] and not bad):
                 where = f"sample {index}"
@@ -199,9 +204,18 @@ def _both(op: Any, sample: Any, dtype: Any, place: Any) -> tuple[list[Any], list
     return run(place, dtype), expected
 
 
-def ulp_errors(actual: Any, expected: Any) -> dict[str, float]:
+FORMATS = {  # bits of the mantissa, the smallest normal number, the largest number
+    "bfloat16": (7, 2.0**-126, 3.39e38),
+    "float16": (10, 2.0**-14, 65504.0),
+    "float32": (23, 2.0**-126, 3.4028e38),
+    "float64": (52, 2.0**-1022, 1.797e308),
+}
+
+
+def ulp_errors(actual: Any, expected: Any, coarsest: str = "float64") -> dict[str, float]:
     """The largest error in units of the last place: of the number that it is an error of, and of the largest one in the array or 1.
 
+    coarsest: the dtype that was computed in; rules that CuPy runs in bfloat16 return float32, no more precise for that.
     Where terms cancel, the first is large for good reasons. What is not finite or not a number has to be the same.
     """
     from gpuprop.tape import is_floating
@@ -210,12 +224,8 @@ def ulp_errors(actual: Any, expected: Any) -> dict[str, float]:
         return dict.fromkeys(("ulp", "of_largest"), math.inf if actual.shape != expected.shape else 0.0)
     if not is_floating(actual.dtype):
         return dict.fromkeys(("ulp", "of_largest"), 0.0 if np.array_equal(actual, expected) else math.inf)
-    bits, least, greatest = {  # of the mantissa, smallest normal number, largest one
-        "bfloat16": (7, 2.0**-126, 3.39e38),
-        "float16": (10, 2.0**-14, 65504.0),
-        "float32": (23, 2.0**-126, 3.4028e38),
-        "float64": (52, 2.0**-1022, 1.797e308),
-    }[actual.dtype.name]
+    bits, least, greatest = FORMATS[actual.dtype.name]
+    bits = min(bits, FORMATS[coarsest][0])
     a, e = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     finite = np.isfinite(e) & (np.abs(e) <= greatest)
     if np.any(np.isnan(a) != np.isnan(e)) or not np.all(np.isfinite(a[finite])):
@@ -569,7 +579,7 @@ def steps(effort: Effort) -> Iterator[Finding]:
 # --- The tests ------------------------------------------------------------------------------------------------------
 
 
-SUMMARY = 10.0  # seconds that pytest has for its summary when it is stopped
+LAST_WORDS = 10.0  # seconds that pytest has for its summary when it is stopped
 
 
 def tests(effort: Effort) -> Iterator[Finding]:
@@ -578,12 +588,12 @@ def tests(effort: Effort) -> Iterator[Finding]:
         yield finding("pytest", "not installed: pip install 'gpuprop[test]'", True)
         return
     root = Path(__file__).parent.parent
-    chosen = ["tests/test_device.py"] if effort.smoke else ["tests"]
+    chosen = ["tests/test_backpropagation.py"] if effort.smoke else ["tests"]
     command = [
         sys.executable,
         "-m",
         "pytest",
-        "-q",
+        "-v",
         "-m",
         "cuda",
         "-rfE",
@@ -593,31 +603,48 @@ def tests(effort: Effort) -> Iterator[Finding]:
         *chosen,
     ]
     command += ["--ignore", "tests/test_first_gpu.py"]  # it would run this again
-    if importlib.util.find_spec("xdist") is not None:
+    if importlib.util.find_spec("xdist") is not None and not effort.smoke:
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT)
+        # Unbuffered, a line for each test, so that it is known how far they came.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=subprocess.STDOUT, env=environment)
         ended = True
         try:
-            process.wait(max(effort.left - SUMMARY, 1))
+            process.wait(max(effort.left - LAST_WORDS, 1))
         except subprocess.TimeoutExpired:
             ended = False
-            process.send_signal(signal.SIGINT)  # then it says how far it came
+            process.send_signal(signal.SIGINT)  # then it says why tests failed
             try:
-                process.wait(SUMMARY)
+                process.wait(LAST_WORDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         output.seek(0)
         text = output.read()
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?|deselected)\b", text)}
-    failures = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", text, re.M)
-    for line in failures:
-        test, _, reason = line.partition(" - ")
-        yield finding(test, reason or "failed", True)
-    said = ", ".join(f"{n} {word}" for word, n in counts.items()) or f"no summary, exit code {process.returncode}"
-    wrong = bool(failures) or not counts.get("passed")
-    yield finding("all" if ended else "stopped when time was up", said, wrong, **counts, tail=text.splitlines()[-5:])
+    results, reasons = results_in(text)
+    failed = [test for test, result in results.items() if result in ("FAILED", "ERROR")]
+    for test in failed:
+        yield finding(test, reasons.get(test, "failed"), True)
+    counts = Counter(result.lower() for result in results.values())
+    said = ", ".join(f"{n} {word}" for word, n in counts.items()) or f"no test ran, exit code {process.returncode}"
+    wrong = bool(failed) or not counts["passed"] or (ended and process.returncode != 0)
+    what = "all" if ended else "stopped when time was up"
+    yield finding(
+        what, f"{said}{'' if ended else ', and then time was up'}", wrong, **counts, tail=text.splitlines()[-5:]
+    )
+
+
+RESULT = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+
+
+def results_in(output: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What became of each test, and why it failed, from what `pytest -v -rfE` printed, with or without xdist."""
+    by_worker = re.findall(rf"^\[gw\d+\] \[ *\d+%\] ({RESULT}) (\S.*?) *$", output, re.M)
+    alone = re.findall(rf"^(\S+::.*?) ({RESULT})(?: \(.*\))? +\[ *\d+%\]$", output, re.M)
+    results = {test: result for result, test in by_worker} | dict(alone)
+    reasons = dict(re.findall(r"^(?:FAILED|ERROR) (\S+::.*?) - (.*)$", output, re.M))
+    return results, reasons
 
 
 @dataclass(frozen=True)

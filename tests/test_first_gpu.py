@@ -90,6 +90,28 @@ def test_a_line_that_was_cut_off_is_left_out():
     assert outcome.error == "no end after 3 s"
 
 
+SAID = """
+tests/test_a.py::test_one[a b-c] PASSED                        [  1%]
+tests/test_a.py::test_two SKIPPED (no such device)             [  2%]
+tests/test_a.py::test_three[x] FAILED                          [  3%]
+[gw1] [  4%] PASSED tests/test_b.py::test_four[a - b]
+[gw0] [  5%] FAILED tests/test_b.py::test_five
+FAILED tests/test_a.py::test_three[x] - AssertionError: no
+tests/test_b.py::test_seve"""
+
+
+def test_results_of_tests_are_read_as_far_as_they_came():
+    results, reasons = gpu_checks.results_in(SAID)
+    assert results == {
+        "tests/test_a.py::test_one[a b-c]": "PASSED",
+        "tests/test_a.py::test_two": "SKIPPED",
+        "tests/test_a.py::test_three[x]": "FAILED",
+        "tests/test_b.py::test_four[a - b]": "PASSED",
+        "tests/test_b.py::test_five": "FAILED",
+    }
+    assert reasons == {"tests/test_a.py::test_three[x]": "AssertionError: no"}
+
+
 # --- Errors in units of the last place ------------------------------------------------------------------------------
 
 
@@ -118,6 +140,12 @@ def test_errors_are_counted_in_units_of_the_last_place():
 )
 def test_what_is_no_rounding_error_is_infinite(actual, expected):
     assert ulp_errors(actual, expected) == {"ulp": math.inf, "of_largest": math.inf}
+
+
+def test_a_finer_result_is_no_more_precise_than_what_it_was_computed_in():
+    off, exact = np.array([1 + 2.0**-7], np.float32), np.ones(1)
+    assert ulp_errors(off, exact)["ulp"] == 2**16
+    assert ulp_errors(off, exact, "bfloat16")["ulp"] == 1
 
 
 def test_what_the_format_cannot_hold_is_not_compared():
