@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .problem import Problem
 from .providers import PROVIDERS
 from .results import Result, Run, fastest_peer
 
@@ -162,9 +164,17 @@ def _bars(axes: Any, run: Run, names: list[str], colors: dict[str, str]) -> None
         )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(range(len(problems)), [str(p).replace(", batch", ",\nbatch") for p in problems], fontsize=7)
+    axes.set_xticks(range(len(problems)), [label(p) for p in problems], fontsize=7)
+    axes.set_ylim(top=axes.get_ylim()[1] * 12)  # room for the legend
     _style(axes, "Time per step, ms (10th to 90th percentile)")
-    axes.legend(frameon=False, fontsize=7, ncols=2, labelcolor=INK, loc="upper left")
+    axes.legend(frameon=False, fontsize=7, ncols=4, labelcolor=INK, loc="upper left")
+
+
+def label(problem: Problem) -> str:
+    """In two lines, equal layers counted: 784-2048x3-10, batch 1024."""
+    groups = ((size, len(list(equal))) for size, equal in itertools.groupby(problem.sizes))
+    sizes = "-".join(f"{size}x{count}" if count > 1 else str(size) for size, count in groups)
+    return f"{sizes},\n{str(problem).partition(', ')[2]}"
 
 
 def _lines(axes: Any, series: list[Result], colors: dict[str, str]) -> None:
