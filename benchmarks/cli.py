@@ -24,7 +24,9 @@ BATCH_SIZES, SMOKE_BATCH_SIZES = "8,32,128,512,2048", "4,8"
 app = typer.Typer(rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 
 _P, _M, _O = "What is timed", "How it is measured", "What comes out"
-Activation = Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.", rich_help_panel=_P)]
+Activation = Annotated[
+    str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}; the network's if not given.", rich_help_panel=_P)
+]
 Optimizer = Annotated[str, typer.Option(help=f"{', '.join(RATES)}.", rich_help_panel=_P)]
 Precision = Annotated[
     str, typer.Option(help="Of float32 products: highest, or high (TF32 on a GPU).", rich_help_panel=_P)
@@ -35,9 +37,11 @@ Devices = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Of every provider; all processors if not given.", rich_help_panel=_M)
 ]
-Rounds = Annotated[int | None, typer.Option(help="Turns of every provider.", rich_help_panel=_M)]
-Seconds = Annotated[float | None, typer.Option(help="Steps in a turn last about so long.", rich_help_panel=_M)]
-Smoke = Annotated[bool, typer.Option(help="As small as can be, to see that it runs.", rich_help_panel=_M)]
+Rounds = Annotated[int | None, typer.Option(help="Turns of every provider; 11, or 3.", rich_help_panel=_M)]
+Seconds = Annotated[
+    float | None, typer.Option(help="Steps in a turn last about so long; 0.1, or 0.01.", rich_help_panel=_M)
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="As small as can be, to see that it runs.", rich_help_panel=_M)]
 Out = Annotated[str | None, typer.Option(help="New folder for the results; runs/bench-<number>.", rich_help_panel=_O)]
 
 
@@ -52,7 +56,7 @@ def bench(
         str | None,
         typer.Option(help="A network of your own: 784,1024,10 are inputs, hidden units, classes.", rich_help_panel=_P),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Batch size, of --sizes or of all.", rich_help_panel=_P)] = None,
+    batch: Annotated[int | None, typer.Option(help="Of every network; 128 with --sizes.", rich_help_panel=_P)] = None,
     activation: Activation = None,
     optimizer: Optimizer = "adam",
     precision: Precision = "highest",
@@ -71,10 +75,14 @@ def bench(
     seconds: Seconds = None,
     smoke: Smoke = False,
     out: Out = None,
-    markdown: Annotated[bool, typer.Option(help="Print the table in Markdown.", rich_help_panel=_O)] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table in Markdown.", rich_help_panel=_O)
+    ] = False,
     compare: Annotated[
         str | None,
-        typer.Option(help="An earlier results.json: say what became slower, and exit with 1.", rich_help_panel=_O),
+        typer.Option(
+            help="An earlier results.json: say what became slower; exit code 1 if anything did.", rich_help_panel=_O
+        ),
     ] = None,
 ) -> None:
     """Time a training step of gpuprop beside other libraries, and against what this machine can do.
@@ -133,14 +141,13 @@ def bench(
                 quick = [p for p in chosen if p.quick]
                 throughput.compare_steps(session.run, replace(swept, batch=n), quick, effort, session, "batch")
     run = session.run
+    run.write(session.folder / "results.json")
+    report.draw(run, session.folder / "throughput.png")
     if markdown:
         typer.echo(report.markdown(run))
     else:
         session.show(*report.tables(run), *report.notes(run))
-    if run.results:
-        run.write(session.folder / "results.json")
-        report.draw(run, session.folder / "throughput.png")
-        session.written("results.json", "throughput.png")
+    session.written("results.json", "throughput.png")
     if session.interrupted:
         raise typer.Exit(INTERRUPTED)
     if earlier is not None:
@@ -161,7 +168,7 @@ def scaling(
     activation: Activation = None,
     optimizer: Optimizer = "adam",
     precision: Precision = "highest",
-    device: Devices = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", rich_help_panel=_P)] = None,
     threads: Threads = None,
     rounds: Rounds = None,
     seconds: Seconds = None,
@@ -175,17 +182,25 @@ def scaling(
     """
     from rich.table import Table
 
+    from gpuprop.errors import OptionError
+
     from . import report, throughput
     from . import scaling as growth
+    from .workers import Failed
 
     with _session(threads, rounds, seconds, smoke, out) as (session, effort):
-        (place,) = _devices(device, session)[:1]
+        place, *others = _devices(device, session)
+        if others:
+            raise OptionError(f"--device: expected one device, got {device!r}")
         chosen = throughput.choose(_names(providers), [place], session.left_out)
         changes = {"activation": activation} if activation is not None else {}
         base = growth.SMOKE if smoke else growth.BASE
         base = _checked(replace(base, device=place, **_common(optimizer, precision), **changes))
         session.ready(bool(chosen))
-        throughput.measure_limits(session.run, place, precision, effort)
+        try:
+            throughput.measure_limits(session.run, place, precision, effort)
+        except Failed as failed:
+            raise OptionError(f"bench: the limits of {place} cannot be measured: {failed}") from failed
         for series in growth.SERIES:
             for value in series.smoke if smoke else series.values:
                 problem = series.make(base, value)
@@ -198,12 +213,12 @@ def scaling(
         table.add_row(
             row["series"], row["provider"], row["what"], *ends, f"{row['exponent']:.2f}", f"{row['tail']:.2f}"
         )
-    session.show(table, *report.notes(session.run))
+    session.run.settings["fits"] = rows
+    session.run.write(session.folder / "results.json")
     if rows:
-        session.run.settings["fits"] = rows
-        session.run.write(session.folder / "results.json")
         growth.draw(session.run, rows, session.folder / "scaling.png")
-        session.written("results.json", "scaling.png")
+    session.show(table, *report.notes(session.run))
+    session.written("results.json", *["scaling.png"] * bool(rows))
     if session.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -233,22 +248,28 @@ class Session:
         )
         self.bar = Progress(*columns, console=self.aside, transient=True, disable=not self.aside.is_terminal)
         self.folder: Path | None = None
+        self.new: list[Path] = []  # the folders that were made for it, the inner ones first
         self.task: Any = None
 
     def ready(self, something: bool) -> None:
-        """Makes the folder. Raises: OptionError, where there is nothing to measure."""
-        from gpuprop.errors import OptionError
-        from gpuprop.train.run import RunFolder
+        """Makes the folder. Raises: OptionError, where there is nothing to measure; DataError, where it cannot be written to."""
+        from gpuprop.errors import DataError, OptionError
+        from gpuprop.train.run import RUNS, RunFolder
 
         if not something:
             raise OptionError("bench: nothing is left to measure")
+        place = RUNS / "bench" if self.out is None else Path(self.out)
+        there = [path for path in (place, *place.parents) if path.exists()]
         self.folder = RunFolder.create(self.out, "bench").path
+        self.new = [path for path in (self.folder, *self.folder.parents) if path not in there]
+        if not os.access(self.folder, os.W_OK):
+            raise DataError(f"{self.folder}: cannot be written to; choose another --out")
 
     def discard(self) -> None:
         """Leaves no folder behind that nothing was written to."""
-        if self.folder is not None:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in self.new:
+                path.rmdir()
 
     def left_out(self, line: str) -> None:
         if line not in self.run.left_out:
@@ -280,7 +301,7 @@ class Session:
 def _session(
     threads: int | None, rounds: int | None, seconds: float | None, smoke: bool, out: str | None
 ) -> Iterator[tuple[Session, Effort]]:
-    """While it lasts, Ctrl-C ends the measuring, and what was finished is kept."""
+    """While it lasts, Ctrl-C ends the measuring, and what was finished is kept. Raises: Exit, where that is nothing."""
     from gpuprop.errors import DataError, OptionError
 
     from .results import Run, machine
@@ -295,18 +316,23 @@ def _session(
         (0.01 if smoke else Effort.seconds) if seconds is None else seconds,
         smoke,
     )
-    if effort.threads < 1 or effort.rounds < 1 or effort.seconds <= 0:
+    if effort.threads < 1 or effort.rounds < 1 or not 0 < effort.seconds < float("inf"):
         raise OptionError("bench: expected --threads, --rounds and --seconds above 0")
     session = Session(Run(asdict(effort), about), out)
-    with session.bar:
-        try:
+    try:
+        with session.bar:
             yield session, effort
-        except KeyboardInterrupt:
-            session.interrupted = True
-    if not session.run.results:
-        session.discard()
+    except KeyboardInterrupt:
+        session.interrupted = True
+    finally:
+        if not session.run.results:
+            session.discard()
     if session.interrupted:
         session.aside.print("stopped; what was not finished is left out")
+    elif not session.run.results:
+        session.aside.print("nothing was measured")
+    if not session.run.results:
+        raise typer.Exit(INTERRUPTED if session.interrupted else 1)
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -360,13 +386,14 @@ def _devices(text: str | None, watcher: Watcher) -> list[str]:
     from gpuprop.device import default_device, require
     from gpuprop.errors import DeviceError
 
-    found, error = [], None
+    found, refused = [], []
     for name in _names(text) or [str(default_device())]:
         try:
             found.append(str(require(name)))
-        except DeviceError as refused:
-            error = refused
-            watcher.left_out(str(refused))
-    if error is not None and not found:
-        raise error
+        except DeviceError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for error in refused:
+        watcher.left_out(str(error))
     return found

@@ -13,7 +13,11 @@ def run(main: Callable, name: str) -> None:
     """Runs `main` with the arguments of the command line."""
     from gpuprop.cli import _said_in_one_sentence
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.command()(main)
     try:
         with _said_in_one_sentence(), warnings.catch_warnings():

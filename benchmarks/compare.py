@@ -33,20 +33,25 @@ def read(path: str) -> dict[str, Any]:
 
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"--compare: {path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"--compare: {path} cannot be read: {why}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"--compare: expected the results.json of a run of gpuprop bench, got {path}")
     try:
-        _by_key(content)
-        content["settings"], content["machine"]
-    except (KeyError, TypeError) as error:
+        _compare(content, content)  # whatever is wrong with it shows before anything is measured
+    except KeyError as error:
         raise DataError(f"--compare: {path} lacks {error}") from error
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise DataError(f"--compare: {path} is not as gpuprop bench wrote it: {error}") from error
     return content
 
 
 def compare(old: dict[str, Any], run: Run) -> Comparison:
-    new = run.to_json()
+    return _compare(old, run.to_json())
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any]) -> Comparison:
     found = Comparison()
     for part, names in (("machine", ("processor", "cores")), ("settings", ("threads", "smoke"))):
         for name in names:
@@ -95,5 +100,5 @@ def _plain(value: Any) -> Any:
 
 
 def _title(key: tuple) -> str:
-    provider, sizes, batch, *rest = key
-    return f"{provider} at {sizes}, batch {batch}, {', '.join(part for part in rest if part)}"
+    provider, sizes, batch, *settings, series = key
+    return f"{provider} at {sizes}, batch {batch}, {', '.join(settings)}{series and f' (series {series})'}"

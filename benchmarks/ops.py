@@ -395,17 +395,23 @@ def main(
     smoke: Annotated[bool, typer.Option(help="Small arrays, to see that it runs; the figures mean nothing.")] = False,
     out: Annotated[Path, typer.Option(help="The JSON file that the figures go to.")] = Path("runs/ops.json"),
 ) -> None:
-    """Time the forward and the gradient of every op, by its rule and by its implementation, and how near to a copy they come."""
+    """Time the forward and the gradient of every op, by its rule and by its implementation, and how near to a copy they come.
+
+    After Ctrl-C, what was finished is printed and written.
+    """
     import gpuprop as gp
     from gpuprop.device import device_scope, require
+    from gpuprop.errors import OptionError
 
     from .limits import measure, numpy_dtype
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     ops, place, kind = chosen(only), require(device or gp.default_device()), numpy_dtype(dtype)
+    if out.is_dir():
+        raise OptionError(f"--out: expected a file, got the folder {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     count = elements or (1 << 12 if smoke else ELEMENTS[place.type])
     limits = measure(str(place), smoke=smoke)
-    rows, left_out = [], {}
+    rows, left_out, interrupted = [], {}, False
     with device_scope(place), np.errstate(all="ignore"):
         for op in ops:
             try:
@@ -414,7 +420,10 @@ def main(
                 left_out[op.name] = str(reason)
             except MemoryError as error:
                 left_out[op.name] = f"out of memory: {error}"
-    _print(rows, left_out, limits, str(place), dtype)
+            except KeyboardInterrupt:
+                typer.echo("stopped; what was not finished is left out", err=True)
+                interrupted = True
+                break
     found = {
         "device": str(place),
         "dtype": dtype,
@@ -426,7 +435,10 @@ def main(
         "left_out": left_out,
     }
     out.write_text(json.dumps(found, indent=1) + "\n")
+    _print(rows, left_out, limits, str(place), dtype)
     typer.echo(f"written to {out}")
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def _print(rows: list[Row], left_out: dict[str, str], limits: Any, device: str, dtype: str) -> None:

@@ -126,13 +126,7 @@ def draw(run: Run, path: Path) -> None:
     series = [result for result in run.results if result.series]
     figure = Figure(figsize=(13 if series else 9, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(
-        f"A training step: {run.machine['processor']}, {run.settings['threads']} threads",
-        fontsize=11,
-        x=0.012,
-        ha="left",
-        color=INK,
-    )
+    _title(figure, "A training step", run)
     names = list(dict.fromkeys(r.provider for r in run.results if r.role != "floor"))
     names.sort(key=lambda name: list(PROVIDERS).index(name) if name in PROVIDERS else len(PROVIDERS))
     peers = [name for name in names if name not in OURS]
@@ -163,9 +157,9 @@ def _bars(axes: Any, run: Run, names: list[str], colors: dict[str, str]) -> None
             limit, i - 0.46, i + 0.46, color="black", lw=1.4, ls=(0, (3, 2)), label="" if i else "measured limit"
         )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(problems)), [label(p) for p in problems], fontsize=7)
     axes.set_ylim(top=axes.get_ylim()[1] * 12)  # room for the legend
+    _log(axes.yaxis)
     _style(axes, "Time per step, ms (10th to 90th percentile)")
     axes.legend(frameon=False, fontsize=7, ncols=4, labelcolor=INK, loc="upper left")
 
@@ -188,12 +182,32 @@ def _lines(axes: Any, series: list[Result], colors: dict[str, str]) -> None:
     axes.plot(*zip(*limits, strict=True), color="black", lw=1.4, ls=(0, (3, 2)), label="measured limit")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks([batch for batch, _ in limits], [str(batch) for batch, _ in limits], fontsize=8)
     axes.minorticks_off()
+    _log(axes.yaxis)
     axes.set_xlabel("batch size", color=INK, fontsize=9)
     _style(axes, f"{'-'.join(map(str, series[0].problem.sizes))}: ms against the batch size")
     axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+
+
+def _title(figure: Any, what: str, run: Run) -> None:
+    """What the picture shows, and what it was measured on."""
+    kinds = {result.problem.device.partition(":")[0] for result in run.results}
+    places = [f"{run.machine['processor']}, {run.settings['threads']} threads"] if "cpu" in kinds else []
+    places += dict.fromkeys(gpu["name"] for gpu in run.machine["gpus"]) if "cuda" in kinds else []
+    figure.suptitle(f"{what}: {'; '.join(places)}", fontsize=11, x=0.012, ha="left", color=INK)
+
+
+def _log(axis: Any) -> None:
+    """Figures instead of powers of ten on a logarithmic axis, some of them also where it is short; it is made 10 long at least."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    longer = max(1.0, (10 * low / high) ** 0.5)
+    axis.set_view_interval(low / longer, high * longer, ignore=True)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    axis.set_major_formatter("{x:,.10g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _style(axes: Any, title: str) -> None:

@@ -91,11 +91,12 @@ def draw(run: Run, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from .report import INK, OURS, PEERS, _style
+    from .report import INK, OURS, PEERS, _log, _style, _title
 
     names = list(dict.fromkeys(row["series"] for row in rows))
     figure = Figure(figsize=(3.2 * len(names), 5.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
+    _title(figure, "How a training step grows", run)
     panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
     providers = list(dict.fromkeys(row["provider"] for row in rows))
     colors = {name: OURS.get(name, PEERS[i % len(PEERS)]) for i, name in enumerate(providers)}
@@ -107,6 +108,9 @@ def draw(run: Run, rows: list[dict[str, Any]], path: Path) -> None:
         label = f"{row['provider']}: {row['exponent']:.2f}"
         axes.loglog(x, np.asarray(row["y"]) * scale, "o", ms=4, color=color, label=label)
         axes.loglog(x, row["factor"] * x ** row["exponent"] * scale, lw=1, color=color)
-        _style(axes, f"{'MB' if below else 'ms per step'} against {row['series']}")
+        _style(axes, f"{'Memory, MB,' if below else 'Time per step, ms,'} against {row['series']}")
         axes.legend(frameon=False, fontsize=7, labelcolor=INK, title="exponent", title_fontsize=7)
+    for axes in panels.flat:
+        _log(axes.xaxis)
+        _log(axes.yaxis)
     figure.savefig(path, facecolor="white", metadata={"Software": "gpuprop"})

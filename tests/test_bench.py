@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import gpuprop as gp
-from benchmarks import compare, memory, results, scaling, stage, throughput, work
+from benchmarks import compare, memory, report, results, scaling, stage, throughput, work
 from benchmarks.problem import NETWORKS, RATES, Problem
 from benchmarks.providers import PROVIDERS, Provider, in_turns
 from benchmarks.providers.by_hand import ACTIVATIONS, training_step
@@ -136,7 +136,10 @@ def test_slower_than_an_earlier_run_is_exit_code_1(run, here):
     result = bench(*QUICK, *providers, "--device", "cpu", "--batches", "", "--markdown", "--compare", "earlier.json")
     assert result.exit_code == 1, result.output
     assert "slower: numpy at 6-8-4, batch 5" in result.stdout and "faster: gpuprop-captured at 6-8-4" in result.stdout
-    assert "not compared: numpy at 6-8-4, batch 2, relu, adam, highest, cpu, batch: not in this run" in result.stdout
+    assert (
+        "not compared: numpy at 6-8-4, batch 2, relu, adam, highest, cpu (series batch): not in this run"
+        in result.stdout
+    )
     assert "\n1 slower, 1 faster, 0 the same" in result.stdout
     assert "| 6-8-4, batch 5 | " in result.stdout
     assert Path("runs/bench-1/results.json").is_file()
@@ -158,6 +161,7 @@ def test_slower_than_an_earlier_run_is_exit_code_1(run, here):
         (["--precision", "low"], "--precision: there is no 'low'"),
         (["--rounds", "0"], "above 0"),
         (["--threads", "-1"], "above 0"),
+        (["--seconds", "nan"], "above 0"),
         (["--device", "tpu"], "expected 'cpu', 'cuda' or 'cuda:<index>', got 'tpu'"),
         (["--device", "cuda:99"], "'cuda:99' was asked for"),
         (["--providers", "none"], "nothing is left to measure"),
@@ -165,14 +169,19 @@ def test_slower_than_an_earlier_run_is_exit_code_1(run, here):
         (["--compare", "absent.json"], "--compare: absent.json cannot be read"),
         (["--compare", "no.json"], "--compare: no.json cannot be read"),
         (["--compare", "other.json"], "expected the results.json of a run"),
-        (["--compare", "half.json"], "half.json lacks"),
+        (["--compare", "half.json"], "half.json lacks 'machine'"),
+        (["--compare", "foreign.json"], "foreign.json is not as gpuprop bench wrote it"),
         (["--smoke", "scaling"], "put it after 'scaling'"),
         (["scaling", "--providers", "none"], "nothing is left to measure"),
+        (["scaling", "--device", "cpu,cpu"], "--device: expected one device, got 'cpu,cpu'"),
     ],
 )
 def test_wrong_inputs_are_said_in_a_sentence(here, arguments, said):
     Path("no.json").write_text("{")
     Path("other.json").write_text("[1]")
+    Path("foreign.json").write_text(
+        json.dumps({"format": results.FORMAT, "results": [], "settings": [], "machine": {}})
+    )
     Path("half.json").write_text(json.dumps({"format": results.FORMAT, "results": [{"provider": "numpy"}]}))
     result = bench(*arguments)
     assert result.exit_code == 2, result.output
@@ -284,6 +293,35 @@ def test_another_machine_is_said():
     assert found.notes == ["processor was q and is p: times differ for that reason, too"]
 
 
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [(2.0, 2.1, "1 2 5"), (0.03, 0.7, "0.05 0.1 0.2 0.5"), (0.5, 3e6, "1 10 100 1,000 10,000 100,000 1,000,000")],
+)
+def test_a_logarithmic_axis_has_figures_at_any_length(low, high, ticks):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.subplots()
+    axes.loglog([1, 2], [low, high])
+    report._log(axes.yaxis)
+    figure.canvas.draw()
+    (bottom, top), shown = axes.get_ylim(), axes.get_yticklabels()
+    assert " ".join(t.get_text() for t in shown if bottom <= t.get_position()[1] <= top) == ticks
+    assert top >= 9.99 * bottom
+
+
+def test_a_picture_says_what_computed():
+    from matplotlib.figure import Figure
+
+    run, figure = made_up(a=[1.0]), Figure()
+    run.machine["gpus"] = [{"name": "GPU X"}] * 2
+    report._title(figure, "A step", run)
+    assert figure.get_suptitle() == "A step: p, 1 threads"
+    run.results[0].problem = replace(TINY, device="cuda:0")
+    report._title(figure, "A step", run)
+    assert figure.get_suptitle() == "A step: GPU X"
+
+
 def test_fits_find_exponents():
     x = np.array([1, 2, 4, 8])
     fitted = scaling.fit(x, 3.0 * x**1.5)
@@ -337,7 +375,22 @@ def test_ctrl_c_ends_all_processes(here):
         for _ in range(50):
             os.killpg(process.pid, 0)
             time.sleep(0.1)
-    assert not any(Path("runs").iterdir())
+    assert not Path("runs").exists()
+
+
+def test_where_nothing_could_be_measured_nothing_stays(here, monkeypatch):
+    monkeypatch.setattr(throughput, "measure_limits", fails)
+    result = bench(*QUICK, *OURS_AND_NUMPY, "--device", "cpu", "--out", "a/b")
+    assert result.exit_code == 1 and result.stderr == "left out: cpu: it broke\nnothing was measured\n"
+    Path("mine").mkdir()
+    result = bench("scaling", "--device", "cpu", "--out", "mine")
+    assert result.exit_code == 2
+    assert result.stderr == "gpuprop: bench: the limits of cpu cannot be measured: it broke\n"
+    assert [path.name for path in here.iterdir()] == ["mine"]
+
+
+def fails(*_):
+    raise Failed("it broke")
 
 
 # --- On a GPU -------------------------------------------------------------------------------------------------------

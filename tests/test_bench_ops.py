@@ -149,12 +149,33 @@ def test_the_table_and_the_file(place, tmp_path, capsys):
         ({"only": "relo"}, "--only: there is no op 'relo'; did you mean 'relu'?"),
         ({"dtype": "int8"}, "dtype: expected float16, bfloat16, float32, float64, got 'int8'"),
         ({"device": "gpu"}, "device: expected 'cpu', 'cuda' or 'cuda:<index>', got 'gpu'"),
+        ({"out": "."}, "--out: expected a file, got the folder ."),
     ],
 )
 def test_a_wrong_input_ends_in_one_line(arguments, said, capsys, monkeypatch, tmp_path):
     options = [f"--{name}={value}" for name, value in arguments.items()]
-    monkeypatch.setattr("sys.argv", ["ops", "--smoke", "--out", str(tmp_path / "x.json"), *options])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ops", "--smoke", *options])
     with pytest.raises(SystemExit) as left:
         run(ops.main, "benchmarks.ops")
     assert left.value.code == 2
     assert capsys.readouterr().err == f"gpuprop: {said}\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_what_was_finished(capsys, monkeypatch, tmp_path):
+    measured = ops.measured
+
+    def interrupted(op, *others):
+        if op.name == "sum":
+            raise KeyboardInterrupt
+        return measured(op, *others)
+
+    monkeypatch.setattr(ops, "measured", interrupted)
+    monkeypatch.setattr(
+        "sys.argv", ["ops", "--smoke", "--device=cpu", "--only=relu,sum,exp", f"--out={tmp_path}/x.json"]
+    )
+    with pytest.raises(SystemExit) as left:
+        run(ops.main, "benchmarks.ops")
+    assert left.value.code == 130 and capsys.readouterr().err == "stopped; what was not finished is left out\n"
+    assert {row["op"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]} == {"relu"}
