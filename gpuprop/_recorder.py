@@ -8,6 +8,7 @@ have their own recorders that say how the calls on arrays are repeated.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections import Counter
@@ -28,9 +29,9 @@ from .tape import Mode, describe, tape
 
 # Where errors come from that are about a user's line; Cython's files are named from the package on.
 LIBRARIES = (
-    str(Path(__file__).parent),
-    str(Path(np.__file__).parent),
-    str(Path(np.__file__).parents[1] / "cupy"),
+    str(Path(__file__).parent) + os.sep,
+    str(Path(np.__file__).parent) + os.sep,
+    str(Path(np.__file__).parents[1] / "cupy") + os.sep,
     "cupy/",
 )
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._op import Native, Op, Plan
+
+_PACKAGE = str(Path(__file__).parent) + os.sep  # not its name: the user's own folder may be called gpuprop, too
 
 
 class Tape(threading.local):
@@ -827,7 +831,7 @@ def _check_finite(record: Record, edge: int, gradient: Any) -> None:
         name = record.op.input_name(record.plan.wanted[edge])
         where = ""
         if record.stack is not None:
-            frames = [f for f in record.stack if "gpuprop" not in f.filename.replace("\\", "/").split("/")[-3:-1]]
+            frames = [f for f in record.stack if not f.filename.startswith(_PACKAGE)]
             where = "".join(traceback.format_list(frames[-1:])) if frames else ""
         raise AnomalyError(
             f"{record.op.name}: the gradient with respect to {name!r} is not finite"

@@ -1,6 +1,7 @@
 """The tape and the walk: what is kept, what is computed, what is freed, and what is refused."""
 
 import gc
+import runpy
 import threading
 import weakref
 
@@ -369,6 +370,16 @@ def test_detect_anomaly_names_the_op_and_the_line():
     y = gp.numpy.sqrt(x).sum()
     with gp.detect_anomaly(), pytest.raises(AnomalyError, match=r"sqrt.*'x'.*forward pass"):  # found, without the line
         y.backward()
+
+
+def test_detect_anomaly_finds_the_line_in_a_folder_of_our_name(tmp_path):
+    script = tmp_path / "gpuprop" / "mine.py"
+    script.parent.mkdir()
+    script.write_text("import gpuprop as gp\n\ny = gp.numpy.sqrt(gp.zeros(2, requires_grad=True, device='cpu')).sum()\n")
+    with gp.detect_anomaly():
+        y = runpy.run_path(str(script))["y"]
+        with pytest.raises(AnomalyError, match="mine.py.*line 3"):
+            y.backward()
 
 
 def test_broadcasting_and_dtypes_are_undone_in_one_place():
