@@ -375,7 +375,9 @@ def test_detect_anomaly_names_the_op_and_the_line():
 def test_detect_anomaly_finds_the_line_in_a_folder_of_our_name(tmp_path):
     script = tmp_path / "gpuprop" / "mine.py"
     script.parent.mkdir()
-    script.write_text("import gpuprop as gp\n\ny = gp.numpy.sqrt(gp.zeros(2, requires_grad=True, device='cpu')).sum()\n")
+    script.write_text(
+        "import gpuprop as gp\n\ny = gp.numpy.sqrt(gp.zeros(2, requires_grad=True, device='cpu')).sum()\n"
+    )
     with gp.detect_anomaly():
         y = runpy.run_path(str(script))["y"]
         with pytest.raises(AnomalyError, match="mine.py.*line 3"):
