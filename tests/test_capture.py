@@ -11,6 +11,7 @@ import pytest
 import gpuprop as gp
 import gpuprop.nn.functional as F
 from gpuprop import nn
+from gpuprop._recorder import SMALL
 from gpuprop.errors import CaptureError
 
 CAPTURING = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -223,12 +224,14 @@ def test_results_are_good_until_the_next_call(place):
     same(second, y * 2.0)
 
 
-def test_arguments_of_any_layout(place):
+@pytest.mark.parametrize("columns", [60, 2000], ids=["copied", "worked on where they lie"])
+def test_arguments_of_any_layout(place, columns):
+    assert 8 * 40 * 60 <= SMALL < 8 * 40 * 2000  # bytes of float64
     total = gp.capture(lambda x: (x * x).sum(axis=0))
     rng = np.random.default_rng(0)
     for _ in range(3):
-        wide = gp.tensor(rng.standard_normal((40, 2 * 600)), device=place)
-        for x in (wide[:, ::2], wide[:, :600], wide[:40].reshape(2 * 40, 600)[:40]):
+        wide = gp.tensor(rng.standard_normal((40, 2 * columns)), device=place)
+        for x in (wide[:, ::2], wide[:, :columns], wide[:40].reshape(2 * 40, columns)[:40]):
             same(total(x), (x * x).sum(axis=0))
 
 
