@@ -81,7 +81,9 @@ def set_matmul_choices(chosen: Mapping[str, int]) -> None:
     Raises: OptionError for anything but what `get_matmul_choices` returns.
     """
     global settings
-    if not all(isinstance(key, str) and type(place) is int and place >= 0 for key, place in chosen.items()):
+    if not isinstance(chosen, Mapping) or not all(
+        isinstance(key, str) and type(place) is int and place >= 0 for key, place in chosen.items()
+    ):
         raise OptionError("set_matmul_choices: expected what get_matmul_choices returned, got other keys or values")
     choices.clear()
     choices.update(chosen)

@@ -18,9 +18,11 @@ FEW = 8192  # elements below which NumPy, whose one call costs less than five, i
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """a where the condition holds, else b: to the bit what `np.where` gives."""
+    if not isinstance(condition, np.ndarray) or condition.size < FEW or condition.dtype != np.bool_:
+        return np.where(condition, a, b)
     dtype = np.result_type(a, b)
     bits: Any = BITS.get(dtype.char)
-    if bits is None or condition.size < FEW or condition.dtype != np.bool_ or not condition.flags.c_contiguous:
+    if bits is None or not condition.flags.c_contiguous:
         return np.where(condition, a, b)
     if any(isinstance(x, np.ndarray) and x.ndim and x.shape != condition.shape for x in (a, b)):
         return np.where(condition, a, b)

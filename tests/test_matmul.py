@@ -31,7 +31,7 @@ def test_choices_go_in_and_out():
     assert gp.get_matmul_choices() == {} and chosen == {"a product": 3}
 
 
-@pytest.mark.parametrize("wrong", [{"a": "b"}, {1: 0}, {"a": -1}, {"a": True}], ids=str)
+@pytest.mark.parametrize("wrong", [{"a": "b"}, {1: 0}, {"a": -1}, {"a": True}, ["a"], None], ids=str)
 def test_choices_that_are_none(wrong):
     with pytest.raises(OptionError, match="set_matmul_choices: expected what get_matmul_choices returned"):
         gp.set_matmul_choices(wrong)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import gpuprop as gp
 from gpuprop._select import FEW, where
 
 
@@ -36,3 +37,9 @@ def test_what_broadcasts_and_what_is_strided_is_left_to_numpy():
     np.testing.assert_array_equal(where(a > 0, a, row), np.where(a > 0, a, row))
     np.testing.assert_array_equal(where(a.T > 0, a.T, 0), np.where(a.T > 0, a.T, 0))
     np.testing.assert_array_equal(where((a > 0)[:, :1], a, row), np.where((a > 0)[:, :1], a, row))
+
+
+@pytest.mark.parametrize("condition", [True, 0, np.True_, [True, False, True]])
+def test_the_condition_may_be_anything_that_numpy_takes(condition):
+    np.testing.assert_array_equal(where(condition, np.ones(3), 0), np.where(condition, np.ones(3), 0))
+    np.testing.assert_array_equal(gp.numpy.where(condition, np.ones(3), 0), np.where(condition, np.ones(3), 0))

@@ -113,7 +113,9 @@ def _per_channel(draw: Draw):
 
 def _bad_channels(draw: Draw):
     yield ErrorSample(draw.normal(2, 3), draw.normal(4), error=ShapeError, match=r"3.*\(2, 3\).*\(4,\)")
-    yield ErrorSample(draw.normal(3), draw.normal(3), error=ShapeError, match=r"1.*\(3,\)")
+    yield ErrorSample(
+        draw.normal(3), draw.normal(3), error=ShapeError, match=r"a weight of 1 number, for x \(3,\), got \(3,\)"
+    )
     yield ErrorSample(draw.normal(2, 3), draw.normal(1, 3), error=ShapeError, match=r"\(1, 3\)")
 
 
@@ -132,10 +134,8 @@ def prelu(xp, x, weight):
     """
     channels = x.shape[1] if x.ndim > 1 else 1
     if weight.ndim > 1 or weight.size not in (1, channels):
-        raise ShapeError(
-            f"prelu: expected a weight of 1 or {channels} numbers, one per channel (axis 1) of x {x.shape}, "
-            f"got {weight.shape}"
-        )
+        several = f" or {channels} numbers, one per channel (axis 1)" if x.ndim > 1 else " number"
+        raise ShapeError(f"prelu: expected a weight of 1{several}, for x {x.shape}, got {weight.shape}")
     return xp.maximum(x, 0) + _slope_per_channel(xp, weight, x.ndim) * xp.minimum(x, 0)
 
 
