@@ -101,7 +101,7 @@ def activation_gradients(
             riding = _riding_gradients(kept, dy, wanted[0], places[0])
             if riding is not None:
                 return riding
-        dy = dy.made()
+        scratch = dy = dy.made()  # nobody else refers to it
     added = bias
     if type(kept) is Stored:
         kept, added = (kept.y, bias) if f.keeps_y else (kept.aux[:, : dy.shape[-1]], None)  # the bias is in it already

@@ -366,3 +366,19 @@ def test_in_use_the_last_layer_is_one_product(network, used):
     with gp.no_grad():
         model(x)
     assert used() == {"RELU_BIAS": 2, "BIAS": 1}
+
+
+def test_a_deferred_gradient_that_does_not_ride_is_written_over(network):
+    import cupy
+
+    from gpuprop.cuda.fused import activation_gradients
+
+    f, rng = fusible("tanh"), np.random.default_rng(0)
+    dy, factor, y, bias = (cupy.asarray(rng.standard_normal(s)) for s in ((6, 4), (4, 8), (6, 8), (8,)))
+    made = dy @ factor
+    expected = cupy.asnumpy(made * (1 - y * y))
+    deferred = tape.Deferred(lambda dy, factor: made, dy, factor, y)
+    dz, db, _ = activation_gradients(f, deferred, bias, None, y, None, (True, False), None, (False, False), None)
+    assert dz.data.ptr == made.data.ptr
+    np.testing.assert_allclose(cupy.asnumpy(dz), expected)
+    np.testing.assert_allclose(cupy.asnumpy(db), expected.sum(axis=0))
