@@ -34,6 +34,8 @@ def save(path: str | os.PathLike, object: Any) -> None:
     the state is written to a file beside it, flushed to disk, and renamed.
     Raises: ArgumentError and DtypeError naming what cannot be saved, CheckpointError where the file cannot be written.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"save: expected a path and what to save, in this order, got {type(path).__name__} first")
     target = Path(path)
     arrays: dict[str, np.ndarray] = {}
     layout = {"format": FORMAT, "state": _pack(object, "", arrays)}

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import gpuprop as gp
 from gpuprop import optim, serialization
-from gpuprop.errors import CheckpointError
+from gpuprop.errors import ArgumentError, CheckpointError
 from gpuprop.nn import Module, Parameter
 
 
@@ -79,6 +79,11 @@ def test_round_trip(tmp_path):
 def test_anything_at_the_top(tmp_path, value):
     gp.save(tmp_path / "x", value)
     assert_same(value, gp.load(tmp_path / "x"))
+
+
+def test_arguments_in_another_order(tmp_path):
+    with pytest.raises(ArgumentError, match=r"save: expected a path and what to save, in this order, got dict first"):
+        gp.save({"a": 1}, tmp_path / "a.safetensors")
 
 
 def test_devices(tmp_path, device):

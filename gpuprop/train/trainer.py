@@ -12,7 +12,7 @@ import numpy as np
 from .. import _capture
 from .._matmul import get_matmul_choices, set_matmul_choices
 from .._tensor import Tensor
-from ..errors import CaptureError, DivergenceError, OptionError
+from ..errors import ArgumentError, CaptureError, DivergenceError, OptionError
 from ..optim.lr_scheduler import ReduceLROnPlateau
 from ..tape import no_grad
 from .metrics import Metric, Totals, measure
@@ -67,6 +67,9 @@ class Trainer:
     ):
         if schedule_every not in ("step", "epoch"):
             raise OptionError(f"Trainer: expected schedule_every 'step' or 'epoch', got {schedule_every!r}")
+        if not hasattr(optimizer, "param_groups") or not callable(loss):
+            got = f"{type(optimizer).__name__} and {type(loss).__name__} for the latter two"
+            raise ArgumentError(f"Trainer: expected a model, its optimizer and a loss, in this order, got {got}")
         self.model = model
         self.optimizer = optimizer
         self.loss = loss

@@ -9,7 +9,7 @@ import gpuprop as gp
 from gpuprop._random import default_generator
 from gpuprop.data import DataLoader
 from gpuprop.device import backend_for, require
-from gpuprop.errors import DivergenceError, OptionError
+from gpuprop.errors import ArgumentError, DivergenceError, OptionError
 from gpuprop.nn import functional as F
 from gpuprop.train import Accuracy, Callback, Checkpoint, EarlyStopping, EpochLog, Trainer
 
@@ -140,6 +140,12 @@ def test_loss_that_is_not_finite():
     trainer = made("cpu", lr=1e30)
     with pytest.raises(DivergenceError, match=r"in epoch \d; try a learning rate below"):
         trainer.fit(*loaders("cpu"), epochs=3)
+
+
+def test_arguments_in_another_order():
+    model = gp.nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match="a model, its optimizer and a loss, in this order, got .* and Adam"):
+        Trainer(model, F.cross_entropy, gp.optim.Adam(model.parameters()))
 
 
 def test_wrong_schedule():
