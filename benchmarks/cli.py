@@ -210,9 +210,8 @@ def scaling(
     for row in rows:
         text = report.time_text if row["what"] == "time" else lambda value: f"{value / 1e6:.1f} MB"
         ends = [f"{text(y)} at {x:,}" for x, y in (list(zip(row["x"], row["y"], strict=True))[k] for k in (0, -1))]
-        table.add_row(
-            row["series"], row["provider"], row["what"], *ends, f"{row['exponent']:.2f}", f"{row['tail']:.2f}"
-        )
+        exponents = [f"{round(row[name], 2) + 0.0:.2f}" for name in ("exponent", "tail")]  # not -0.00
+        table.add_row(row["series"], row["provider"], row["what"], *ends, *exponents)
     session.run.settings["fits"] = rows
     session.run.write(session.folder / "results.json")
     if rows:
