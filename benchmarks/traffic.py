@@ -195,9 +195,9 @@ def cases(rows: int = N) -> Iterator[Case]:
         yield from elementwise_cases(REGISTRY[name], x, other)
         yield from biased_cases(REGISTRY[name], x, other, bias)
     prelu, half = REGISTRY["prelu"], [a.astype(cupy.float16) for a in (x, other, bias, scale)]
-    for rows, slopes, column, weights in ((x, other, bias, scale), half):
+    for values, cotangents, column, weights in ((x, other, bias, scale), half):
         for learnt in (weights[:1], weights):
-            yield from biased_cases(prelu, rows, slopes, column, learnt)
+            yield from biased_cases(prelu, values, cotangents, column, learnt)
     for learnt in (scale[:1], scale):
         yield from (replace(c, name=f"{c.name} of {learnt.size}") for c in op_cases(prelu, [x, learnt], [learnt]))
     for name, inputs, shared in [
