@@ -1,7 +1,7 @@
 """`np.where` for floating numbers, by their bits.
 
 NumPy chooses with a branch per element, and where the condition follows no pattern, as the signs of activations do, the processor
-guesses half of them wrong: 32K float32 take 145 us, and 35 this way.
+guesses half of them wrong: 32K float32 take 159 us, and 36 this way.
 """
 
 from __future__ import annotations
