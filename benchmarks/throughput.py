@@ -84,7 +84,7 @@ def measure_products(
 
 def suited(problem: Problem, providers: Sequence[Provider]) -> list[Provider]:
     kind = problem.device.partition(":")[0]
-    return [p for p in providers if kind in p.devices and (p.role != "floor" or problem.activation == "relu")]
+    return [p for p in providers if kind in p.devices]
 
 
 def compare_steps(

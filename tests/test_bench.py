@@ -417,3 +417,9 @@ def test_a_run_on_a_gpu(here):
     assert [r["provider"] for r in content["results"]] == ["gpuprop-captured", "gpuprop-eager", "cupy"]
     assert all(r["peak_bytes"] > 0 and min(r["seconds"]) > 0 for r in content["results"])
     assert content["machine"]["gpus"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_floor_stands_beside_every_network_on_a_cpu(activation):
+    suited = throughput.suited(Problem((6, 5, 3), 4, activation), PROVIDERS.values())
+    assert [p.name for p in suited if p.role == "floor"] == ["floor"]
