@@ -66,52 +66,46 @@ def _logistic(u: Any, s: Any) -> None:
     np.reciprocal(s, s)
 
 
-# P(X <= -u) = exp(-u^2 / 2) (c1 t + ... + c8 t^8) with t = 1 / (1 + c0 u), for a standard normal X and u >= 0: within 1.5e-7 of itself. The
-# form is that of Abramowitz and Stegun 1964, formula 7.1.26; fitted by reweighted least squares over 0 <= u <= 14.
-_TAIL = (
-    0.3,
-    0.1196292173,
-    0.1207552119,
-    0.0999056851,
-    0.1285871594,
-    -0.0537311772,
-    0.2064040692,
-    -0.1572316519,
-    0.0356814135,
-)
-# The same in powers of 1 / (1 / c0 + u), which is one multiplication less.
-_SHIFT, *_SHIFTED = (c * _TAIL[0] ** -k if k else 1 / c for k, c in enumerate(_TAIL))
+def _monic(u: Any, coefficients: tuple[float, ...], out: Any) -> None:
+    """out = u^n + c1 u^(n - 1) + ... + cn, by Horner's rule."""
+    np.add(u, coefficients[0], out)
+    for coefficient in coefficients[1:]:
+        np.multiply(out, u, out)
+        np.add(out, coefficient, out)
 
 
-def _gelu(x, y, slope, t, tail, product):
-    """By u = |x| alone, without a look at the sign of each x: `copysign` takes three times as long as a product.
+# P(X <= -u) = p(u) N(u) / D(u) for a standard normal X of density p and u >= 0, with polynomials that begin with u^3 and u^4, so that the
+# quotient tends to 1 / u, as it should. Fitted over 0 <= u <= 40 by reweighted least squares: P is within 4e-8 / max(u, 1), and for u <= 5
+# within 5e-6 of itself.
+_NUMERATOR = 7.085941779, 21.50420708, 29.48747231
+_DENOMINATOR = 7.084296092, 22.55942041, 35.93005451, 23.5276007
 
-    y = max(x, 0) - u P(X <= -u). The slope is r = P(X <= -u) - u exp(-u^2 / 2) / sqrt(2 pi) below 0 and 1 - r above, and x < r <= 1 - r
-    below: so it is x, made very large, within these limits. (5.1 ns per element instead of 6.5 with signs, of which exp takes 0.4.)
+
+def _gelu(x, y, slope, u, tail, share):
+    """y = x P(X <= x), slope = P(X <= x) + x p(x), with P(X <= x) made of u = |x| without a look at the sign of each x: `copysign`
+    takes three times as long as a product.
+
+    With tail = P(X <= -u), P(X <= x) is tail below 0 and 1 - tail >= tail above: so it is x, made very large, within these limits. (28
+    passes, 4.7 ns per element, where polynomials of 1 / (1 + u) in the manner of Abramowitz and Stegun, 7.1.26, took 33 and 5.6.)
     """
-    multiply, add, u = np.multiply, np.add, slope
-    np.absolute(x, u)
-    np.minimum(u, filled(GAUSSIAN_VANISHES, x), out=u)
-    add(u, _SHIFT, t)
-    np.reciprocal(t, t)
-    multiply(t, _SHIFTED[-1], tail)
-    for coefficient in _SHIFTED[-2::-1]:
-        add(tail, coefficient, tail)
-        multiply(tail, t, tail)
-    multiply(u, -0.5, t)
-    multiply(t, u, t)
-    np.exp(t, t)
-    multiply(tail, t, tail)
-    multiply(tail, u, product)
-    multiply(t, u, t)
-    multiply(t, 1 / math.sqrt(2 * math.pi), t)
-    np.subtract(tail, t, tail)  # r
-    np.subtract(1, tail, t)
-    multiply(x, 2.0**40, slope)
-    np.maximum(slope, tail, out=slope)
-    np.minimum(slope, t, out=slope)
-    np.maximum(x, filled(0, x), out=y)
-    np.subtract(y, product, y)
+    multiply = np.multiply
+    _within(x, GAUSSIAN_VANISHES, y, slope)
+    np.absolute(slope, u)
+    _monic(u, _NUMERATOR, tail)
+    _monic(u, _DENOMINATOR, share)
+    np.divide(tail, share, tail)
+    multiply(u, -0.5, share)
+    multiply(share, u, u)
+    np.exp(u, u)
+    multiply(u, 1 / math.sqrt(2 * math.pi), u)  # p(x)
+    multiply(tail, u, tail)
+    multiply(slope, u, slope)
+    multiply(x, 2.0**40, share)
+    np.subtract(1, tail, u)
+    np.maximum(share, tail, out=share)
+    np.minimum(share, u, out=share)  # P(X <= x)
+    np.add(slope, share, slope)
+    multiply(y, share, y)
 
 
 def _tanh_gelu(x, y, slope, s, u, du):

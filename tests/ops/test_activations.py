@@ -196,6 +196,19 @@ def test_softmax_of_integers_is_one_of_real_numbers():
     np.testing.assert_array_equal(y, 0.25)
 
 
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_float32_on_a_cpu_keeps_its_digits_far_below_zero(name):
+    """Where 1 + erf(x / sqrt(2)) has lost them all."""
+    x = np.linspace(-5, 12, 4001).astype(np.float32)
+    exact = gp.tensor(x.astype(np.float64), requires_grad=True)
+    single = gp.tensor(x, requires_grad=True)
+    wide, y = getattr(gp.numpy, name)(exact), getattr(gp.numpy, name)(single)
+    wide.sum().backward()
+    y.sum().backward()
+    np.testing.assert_allclose(y.numpy(), wide.numpy(), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(single.grad.numpy(), exact.grad.numpy(), rtol=1e-5, atol=2e-7)
+
+
 TORCH_NAMES = [(name, options) for name, options, _ in FORMULAS if name not in ("ndtr", "softmax", "log_softmax")]
 
 
