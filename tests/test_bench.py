@@ -1,6 +1,7 @@
 """`gpuprop bench`: what it measures, what it writes, what it refuses, and that a provider which computes something else is left out."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -112,6 +113,22 @@ def test_results_hold_all_that_was_measured(run):
         assert result["first_step_seconds"] > 0 and result["peak_bytes"] >= 0
         assert len(result["losses"]) == stage.STEPS and result["version"]
         assert all(pool["num_threads"] == 1 for pool in result["thread_pools"])
+
+
+@pytest.mark.parametrize(("busy_for", "ends_at"), [(0.115, 0.13), (0.0, 0.01), (math.inf, 1.0)])
+def test_a_turn_ends_when_all_threads_are_at_rest(monkeypatch, busy_for, ends_at):
+    """Threads of a library that wait busily take a processor from whoever comes next."""
+    now = 0.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(stage.time, "sleep", sleep)
+    monkeypatch.setattr(stage.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(stage.time, "process_time", lambda: min(now, busy_for))
+    stage.come_to_rest()
+    assert now == pytest.approx(ends_at)
 
 
 def test_the_picture_is_one(run):
