@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._blocks import filled, in_blocks
+from .._blocks import filled, in_blocks, number
 from .._op import Op
 from .._trace import primitive
 from ..device import HOST
@@ -66,7 +66,11 @@ def _logistic(u: Any, s: Any) -> None:
     np.reciprocal(s, s)
 
 
-def _monic(u: Any, coefficients: tuple[float, ...], out: Any) -> None:
+def _singles(*values: float) -> list[np.ndarray]:
+    return [number(value, np.float32) for value in values]
+
+
+def _monic(u: Any, coefficients: list[np.ndarray], out: Any) -> None:
     """out = u^n + c1 u^(n - 1) + ... + cn, by Horner's rule."""
     np.add(u, coefficients[0], out)
     for coefficient in coefficients[1:]:
@@ -77,8 +81,9 @@ def _monic(u: Any, coefficients: tuple[float, ...], out: Any) -> None:
 # P(X <= -u) = p(u) N(u) / D(u) for a standard normal X of density p and u >= 0, with polynomials that begin with u^3 and u^4, so that the
 # quotient tends to 1 / u, as it should. Fitted over 0 <= u <= 40 by reweighted least squares: P is within 4e-8 / max(u, 1), and for u <= 5
 # within 5e-6 of itself.
-_NUMERATOR = 7.085941779, 21.50420708, 29.48747231
-_DENOMINATOR = 7.084296092, 22.55942041, 35.93005451, 23.5276007
+_NUMERATOR = _singles(7.085941779, 21.50420708, 29.48747231)
+_DENOMINATOR = _singles(7.084296092, 22.55942041, 35.93005451, 23.5276007)
+_ONE, _HALF_LESS, _DENSITY, _LARGE = _singles(1, -0.5, 1 / math.sqrt(2 * math.pi), 2.0**40)
 
 
 def _gelu(x, y, slope, u, tail, share):
@@ -94,14 +99,14 @@ def _gelu(x, y, slope, u, tail, share):
     _monic(u, _NUMERATOR, tail)
     _monic(u, _DENOMINATOR, share)
     np.divide(tail, share, tail)
-    multiply(u, -0.5, share)
+    multiply(u, _HALF_LESS, share)
     multiply(share, u, u)
     np.exp(u, u)
-    multiply(u, 1 / math.sqrt(2 * math.pi), u)  # p(x)
+    multiply(u, _DENSITY, u)  # p(x)
     multiply(tail, u, tail)
     multiply(slope, u, slope)
-    multiply(x, 2.0**40, share)
-    np.subtract(1, tail, u)
+    multiply(x, _LARGE, share)
+    np.subtract(_ONE, tail, u)
     np.maximum(share, tail, out=share)
     np.minimum(share, u, out=share)  # P(X <= x)
     np.add(slope, share, slope)

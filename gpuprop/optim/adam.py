@@ -7,7 +7,7 @@ from math import expm1, inf, log, sqrt
 from typing import Any
 
 from ..cuda.optim import flat
-from ._shared import direction, fraction, not_negative, not_nothing
+from ._shared import direction, fraction, not_negative, not_nothing, numbers
 from .optimizer import Optimizer
 
 
@@ -67,7 +67,7 @@ class Adam(Optimizer, cuda=flat("Adam", "exp_avg", "exp_avg_sq", "max_exp_avg_sq
         # lr m' / (sqrt(v') + eps) = rate m / (sqrt(v) + eps root): one pass less than with m' and v'.
         root = sqrt(correction(beta2, step))
         rate, eps = group["lr"] / correction(beta1, step) * root, not_nothing(group["eps"] * root, blocks)
-        rest1, rest2 = 1 - beta1, 1 - beta2
+        beta1, rest1, beta2, rest2 = numbers(xp, blocks, beta1, 1 - beta1, beta2, 1 - beta2)
         plain = not (group["weight_decay"] or group["maximize"])
         multiply, add = xp.multiply, xp.add
         for p, g, m, v, *largest, s, t in blocks:
