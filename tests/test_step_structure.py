@@ -6,7 +6,6 @@ fails, and so does one that lowers it, until the lower number is written down: t
     STEP_STRUCTURE=write python -m pytest tests/test_step_structure.py       (-m cuda on a simulated GPU, -m "not cuda" elsewhere)
 """
 
-import gc
 import json
 import os
 import shutil
@@ -96,14 +95,11 @@ def python_calls(work):
         calls += event == "call" and code.co_filename.startswith(PACKAGE) and not code.co_name.startswith("<")
 
     before = sys.getprofile()
-    gc.collect()
-    gc.disable()  # or what earlier tests left behind calls its finalizers here
     sys.setprofile(on_event)
     try:
         work()
     finally:
         sys.setprofile(before)
-        gc.enable()
     return calls
 
 
