@@ -8,6 +8,7 @@ type up in `BACKENDS`. CuPy is imported here and under `cuda/`, nowhere else, an
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import threading
@@ -44,6 +45,10 @@ class Device:
 
     def __hash__(self) -> int:
         return hash((self.type, self.index))
+
+
+# Always the same object for a place: dictionaries then find it without calling `__eq__`.
+the_device = functools.cache(Device)
 
 
 class Namespace(types.ModuleType):
@@ -138,7 +143,7 @@ def host_blend(x: np.ndarray, a: float, y: np.ndarray, b: float) -> None:
     x += b * y
 
 
-CPU = Device("cpu")
+CPU = the_device("cpu", 0)
 HOST = Backend()
 
 
@@ -293,12 +298,12 @@ def as_device(device: Device | str) -> Device:
     """A `Device` from its name: "cpu", "cuda", "cuda:1". Raises `DeviceError` for a name that is none."""
     if isinstance(device, Device):
         if device.type in ("cpu", "cuda", *_by_name):
-            return device
+            return the_device(device.type, device.index)
         device = str(device)
     if isinstance(device, str):
         kind, colon, index = device.partition(":")
         if kind in ("cpu", "cuda", *_by_name) and (not colon or index.isdigit()):
-            return Device(kind, int(index or 0) if kind != "cpu" else 0)
+            return the_device(kind, int(index or 0) if kind != "cpu" else 0)
     raise DeviceError(f"device: expected 'cpu', 'cuda' or 'cuda:<index>', got {device!r}")
 
 
@@ -327,7 +332,7 @@ def _choose_default() -> tuple[Device, str]:
         else:
             devices, reason = _probe_cuda()
             if devices:
-                _default, _default_reason = Device("cuda", devices[0]["index"]), f"{devices[0]['name']} was found"
+                _default, _default_reason = the_device("cuda", devices[0]["index"]), f"{devices[0]['name']} was found"
             else:
                 _default, _default_reason = CPU, reason
                 if not reason.startswith("cupy is not installed"):  # someone wanted a GPU here: say why there is none

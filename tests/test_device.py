@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpuprop as gp
-from gpuprop.device import Device, as_device
+from gpuprop.device import Device, as_device, device_of
 from gpuprop.errors import DeviceError
 
 
@@ -21,6 +21,7 @@ def test_names():
     assert as_device("cuda") == Device("cuda", 0) == "cuda:0" == as_device("cuda:0")
     assert str(Device("cuda", 1)) == "cuda:1" and Device("cpu") == "cpu" and repr(Device("cpu")) == "device('cpu')"
     assert len({Device("cpu"), as_device("cpu")}) == 1
+    assert as_device("cpu") is as_device(Device("cpu")) is device_of(np.ones(1)), "dictionaries find it without a call"
     for wrong in ("gpu", "cuda:x", "cuda:", "cpu:0:1", 3):
         with pytest.raises(DeviceError, match="expected 'cpu', 'cuda'"):
             as_device(wrong)

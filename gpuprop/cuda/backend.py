@@ -10,7 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..device import BACKENDS, Backend, Device, Namespace, device_of
+from ..device import BACKENDS, Backend, Device, Namespace, device_of, the_device
 from ..errors import BoundsError, Error, OptionError
 from ..tape import aside, keep, tape
 
@@ -120,7 +120,7 @@ class CudaBackend(Backend):
         self._lock = threading.Lock()
 
     def device_of(self, array: Any) -> Device:
-        return Device("cuda", array.device.id)
+        return the_device("cuda", array.device.id)
 
     def asarray(self, host: np.ndarray, device: Device) -> Any:
         with cupy.cuda.Device(device.index), aside():
