@@ -376,7 +376,6 @@ def _find_labels(target, classes, step, stride, ignore_index, reduction, logits,
     rows = len(target)
     np.multiply(target, stride, places)
     np.add(places, _row_starts(rows, step), places)
-    count = rows
     # Negative labels are large ones here.
     if 0 <= ignore_index < classes or np.maximum.reduce(target.view(_UNSIGNED[target.dtype])) >= classes:
         counts = target != ignore_index
@@ -386,19 +385,31 @@ def _find_labels(target, classes, step, stride, ignore_index, reduction, logits,
         count = int(np.count_nonzero(counts))
         np.multiply(places, counts, places)
         logits[(~counts, slice(None)) if stride == 1 else (slice(None), ~counts)] = 0
-        shares[...] = counts
-    else:
-        shares.fill(1)
-    if reduction == "mean":
-        if not count:
+        if not count and reduction == "mean":
             message, error = _no_row_counts("cross_entropy")
             raise error(message)
-        np.multiply(shares, 1 / count, shares)
+        share = 1 / count if reduction == "mean" else 1
+        np.multiply(counts, share, shares)
+    else:
+        shares.fill(1 / rows if reduction == "mean" else 1)
 
 
 @functools.lru_cache(maxsize=64)
 def _row_starts(rows: int, step: int) -> np.ndarray:
     return np.arange(0, rows * step, step)
+
+
+@functools.lru_cache(maxsize=64)
+def _vanishing(dtype: np.dtype, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits below the largest one by so much count as minus infinity: a row of the limit, and its exponential.
+
+    Probabilities below 1e-26 would make subnormal gradients, with which processors compute forty times slower: where a network has
+    learnt its batch by heart, a step of 256-512-512-512-512-16 took 17.2 ms with them and takes 9.6 without.
+    """
+    least = np.full(
+        length, -60 if dtype == np.float32 else -600, dtype
+    )  # a row: `np.maximum` with a number takes five times as long
+    return least, np.exp(least[:1]).reshape(())
 
 
 @cross_entropy.cpu(residuals=["dlogits"])
@@ -424,7 +435,9 @@ def _(input, target, weight=None, *, keep, ignore_index, reduction, label_smooth
     _find_labels(target, classes, step, stride, ignore_index, reduction, logits, places, shares)
     np.subtract(logits, np.maximum.reduce(logits, axis=axis, keepdims=True), out=logits)
     of_labels = logits.take(places, None, np.empty(rows, input.dtype, like=input), "wrap")
-    exponentials = np.exp(logits, out=logits)
+    least, of_least = _vanishing(input.dtype, logits.shape[1])
+    exponentials = np.exp(np.maximum(logits, least, out=logits), out=logits)
+    np.subtract(exponentials, of_least, exponentials)
     ones = ones_of(classes, input.dtype)
     sums = np.dot(ones, exponentials) if axis == 0 else np.dot(exponentials, ones)
     loss = np.dot(np.log(sums) - of_labels, shares)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .._axpby import axpby
 from ..cuda.optim import flat
 from ._shared import direction, not_negative, not_nothing
 from .optimizer import Optimizer
@@ -55,11 +56,10 @@ class Adagrad(Optimizer, cuda=flat("Adagrad", "sum")):
         rate = group["lr"] / (1 + (step - 1) * group["lr_decay"])
         eps = not_nothing(group["eps"], blocks)
         for p, g, a, s, t in blocks:
-            g = direction(xp, group, p, g, s, t)
+            g = direction(xp, group, group["weight_decay"], p, g, s, t)
             xp.multiply(g, g, s)
             xp.add(a, s, a)
             xp.sqrt(a, s)
             xp.add(s, eps, s)
             xp.divide(g, s, s)
-            xp.multiply(s, rate, s)
-            xp.subtract(p, s, p)
+            axpby(xp, -rate, s, 1, p, s)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from math import expm1, inf, log, sqrt
 from typing import Any
 
+from .._axpby import axpby
 from ..cuda.optim import flat
-from ._shared import direction, fraction, not_negative, not_nothing, numbers
+from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
 
 
@@ -58,35 +59,25 @@ class Adam(Optimizer, cuda=flat("Adam", "exp_avg", "exp_avg_sq", "max_exp_avg_sq
         parts = [part for beta in group["betas"] for part in (beta, 1 - beta, log(beta) if beta else -inf)]
         return group["lr"], *parts, group["eps"], least
 
-    def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
-        """Where `weight_decay` enters: here into the gradient."""
-        return direction(xp, group, p, g, s, t)
-
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         beta1, beta2 = group["betas"]
         # lr m' / (sqrt(v') + eps) = rate m / (sqrt(v) + eps root): one pass less than with m' and v'.
         root = sqrt(correction(beta2, step))
         rate, eps = group["lr"] / correction(beta1, step) * root, not_nothing(group["eps"] * root, blocks)
-        beta1, rest1, beta2, rest2 = numbers(xp, blocks, beta1, 1 - beta1, beta2, 1 - beta2)
-        plain = not (group["weight_decay"] or group["maximize"])
-        multiply, add = xp.multiply, xp.add
+        decay, keep = self.decays(group)
+        plain = not (decay or group["maximize"])
         for p, g, m, v, *largest, s, t in blocks:
             if not plain:
-                g = self.decay(xp, group, p, g, s, t)
-            multiply(m, beta1, m)
-            multiply(g, rest1, s)
-            add(m, s, m)
-            multiply(v, beta2, v)
-            multiply(g, g, s)
-            multiply(s, rest2, s)
-            add(v, s, v)
+                g = direction(xp, group, decay, p, g, s, t)
+            axpby(xp, 1 - beta1, g, beta1, m, s)
+            xp.multiply(g, g, s)
+            axpby(xp, 1 - beta2, s, beta2, v, s)
             if largest:
                 v = xp.maximum(v, largest[0], out=largest[0])
             xp.sqrt(v, s)
-            add(s, eps, s)
+            xp.add(s, eps, s)
             xp.divide(m, s, s)
-            multiply(s, rate, s)
-            xp.subtract(p, s, p)
+            axpby(xp, -rate, s, keep, p, s)
 
 
 class AdamW(Adam, **Adam.fused):
@@ -123,7 +114,3 @@ class AdamW(Adam, **Adam.fused):
 
     def decays(self, group: dict[str, Any]) -> tuple[float, float]:
         return 0.0, 1 - group["lr"] * group["weight_decay"]
-
-    def decay(self, xp: Any, group: dict[str, Any], p: Any, g: Any, s: Any, t: Any) -> Any:
-        xp.multiply(p, 1 - group["lr"] * group["weight_decay"], p)
-        return xp.negative(g, t) if group["maximize"] else g

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from .._axpby import axpby
 from .._blocks import cut
 from .._norm import clipping_factor
 from .._tensor import Tensor, finish_sums, number
@@ -165,7 +166,7 @@ class Optimizer:
         raise NotImplementedError
 
     def decays(self, group: dict[str, Any]) -> tuple[float, float]:
-        """What, times the parameter, is added to its gradient; and what the parameter itself is multiplied by. For kernels."""
+        """What, times the parameter, is added to its gradient; and what the parameter itself is multiplied by."""
         return group["weight_decay"], 1.0
 
     # --- steps --------------------------------------------------------------------------------------------------
@@ -379,14 +380,13 @@ class Optimizer:
         if factor is None and not blocks.averages:
             self.update(xp, group, step, blocks.arrays)
             return
+        keep = self.ema_decay or 0.0
         for i, (p, g, *others) in enumerate(blocks.arrays):
             if factor is not None:
                 g = xp.multiply(g, factor, out=blocks.spare[i] if blocks.spare else None, casting="same_kind")
             self.update(xp, group, step, [(p, g, *others)])
             if blocks.averages:
-                average = blocks.averages[i]
-                xp.multiply(average, self.ema_decay, average)
-                xp.add(average, xp.multiply(p, 1 - self.ema_decay, blocks.spare[i]), average)  # type: ignore[operator]
+                axpby(xp, 1 - keep, p, keep, blocks.averages[i], blocks.spare[i])
 
     def _factor(self, xp: Any, norm: Any, scale: Any) -> Any:
         """What gradients are multiplied by, as a 0-d array, or None."""

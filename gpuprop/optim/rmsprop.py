@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .._axpby import axpby
 from ..cuda.optim import flat
 from ._shared import direction, fraction, not_negative, not_nothing
 from .optimizer import Optimizer
@@ -61,16 +62,12 @@ class RMSprop(Optimizer, cuda=flat("RmsProp", "square_avg", "grad_avg", "momentu
         lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
         eps = not_nothing(group["eps"], blocks)
         for p, g, v, *state, s, t in blocks:
-            g = direction(xp, group, p, g, s, t)
-            xp.multiply(v, alpha, v)
+            g = direction(xp, group, group["weight_decay"], p, g, s, t)
             xp.multiply(g, g, s)
-            xp.multiply(s, 1 - alpha, s)
-            xp.add(v, s, v)
+            axpby(xp, 1 - alpha, s, alpha, v, s)
             if group["centered"]:
                 a = state[0]
-                xp.multiply(a, alpha, a)
-                xp.multiply(g, 1 - alpha, s)
-                xp.add(a, s, a)
+                axpby(xp, 1 - alpha, g, alpha, a, s)
                 xp.multiply(a, a, s)
                 xp.subtract(v, s, s)
                 xp.maximum(s, 0.0, out=s)  # a variance; rounding may take it below 0, whose root is no number
@@ -80,10 +77,5 @@ class RMSprop(Optimizer, cuda=flat("RmsProp", "square_avg", "grad_avg", "momentu
             xp.add(s, eps, s)
             xp.divide(g, s, s)
             if momentum:
-                b = state[-1]
-                xp.multiply(b, momentum, b)
-                xp.add(b, s, b)
-                xp.multiply(b, lr, s)
-            else:
-                xp.multiply(s, lr, s)
-            xp.subtract(p, s, p)
+                axpby(xp, 1, s, momentum, state[-1], s)
+            axpby(xp, -lr, state[-1] if momentum else s, 1, p, s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .._axpby import axpby
 from ..cuda.optim import flat
 from ..errors import OptionError
 from ._shared import direction, not_negative
@@ -54,18 +55,16 @@ class SGD(Optimizer, cuda=flat("Sgd", "momentum_buffer")):
     def update(self, xp: Any, group: dict[str, Any], step: int, blocks: list[tuple]) -> None:
         lr, momentum, keep = group["lr"], group["momentum"], 1 - group["dampening"]
         for p, g, *state, s, t in blocks:
-            g = direction(xp, group, p, g, s, t)
+            g = direction(xp, group, group["weight_decay"], p, g, s, t)
             if momentum:
                 (b,) = state
                 if step == 1:
                     xp.copyto(b, g)
                 else:
-                    xp.multiply(b, momentum, b)
-                    xp.add(b, g if keep == 1 else xp.multiply(g, keep, s), b)
+                    axpby(xp, keep, g, momentum, b, s)
                 if group["nesterov"]:
                     xp.multiply(b, momentum, s)
                     g = xp.add(g, s, s)
                 else:
                     g = b
-            xp.multiply(g, lr, s)
-            xp.subtract(p, s, p)
+            axpby(xp, -lr, g, 1, p, s)
