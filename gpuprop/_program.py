@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,18 +112,26 @@ class Program:
 
     # --- inputs -------------------------------------------------------------------------------------------------
 
-    def users(self, array: np.ndarray) -> list[int]:
+    def uses(self, array: np.ndarray) -> list[Use]:
         """The calls that are given memory of an array."""
-        key = id(owner(array))
-        return [
-            i for i, node in enumerate(self.nodes) if any(id(owner(a)) == key for a in [*node.reads(), *node.writes])
-        ]
+        root = owner(array)
+        found = []
+        for i, (node, (_, args)) in enumerate(zip(self.nodes, self.calls)):
+            count = sum(owner(a) is root for a in [*node.reads(), *node.writes])
+            views = {j: a for j, a in enumerate(args) if isinstance(a, np.ndarray) and owner(a) is root}
+            if count:
+                found.append(Use(i, {j: _view(a, root) for j, a in views.items()} if len(views) == count else None))
+        return found
 
-    def bind(self, array: np.ndarray, users: Sequence[int], value: np.ndarray) -> None:
+    def bind(self, array: np.ndarray, uses: Sequence[Use], value: np.ndarray) -> None:
         """Has the calls that are given `array` work on `value` from now on: C-contiguous as that is, of its shape and dtype."""
         self._bound[id(owner(array))] = value
-        for i in users:
-            self.calls[i] = self._call(self.nodes[i])
+        for i, views in uses:
+            if views is None:
+                self.calls[i] = self._call(self.nodes[i])
+            else:
+                function, args = self.calls[i]
+                self.calls[i] = function, tuple(views[j](value) if j in views else a for j, a in enumerate(args))
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -149,6 +157,21 @@ class Program:
             usual = {"axis": 0, "dtype": None, "out": None, "keepdims": False}
             return function, (*args, *({**usual, **options}[name] for name in REDUCTION))
         return (functools.partial(function, **options) if options else function), args
+
+
+class Use(NamedTuple):
+    """A call that is given memory of an array."""
+
+    call: int
+    views: (
+        dict[int, Callable] | None
+    )  # by place among its arguments, functions of an array; None: it is given some otherwise
+
+
+def _view(array: np.ndarray, root: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that returns of another array what this one is of its owner."""
+    shape, dtype, strides, start = array.shape, array.dtype, array.strides, array.ctypes.data - root.ctypes.data
+    return lambda value: np.ndarray(shape, dtype, value.data, start, strides)
 
 
 Need = tuple[int, int, int]  # of a buffer: first use, last use, size

@@ -543,7 +543,7 @@ class CpuRecording(Recording):
     def __init__(self, recorder: CpuRecorder):
         super().__init__(recorder)
         self.program = Program(recorder.log, recorder.pinned)
-        self.users = [self.program.users(array) for array in self.input_arrays]
+        self.uses = [self.program.uses(array) for array in self.input_arrays]
         self.known = {*recorder.log.made, *recorder.log.lasting, id(owner(self.program.arena))}
         self.bound = list(self.input_arrays)  # what the calls work on
         self.copied = [array.nbytes <= SMALL for array in self.input_arrays]
@@ -579,10 +579,11 @@ class CpuRecording(Recording):
         if value is own and array is not own:
             np.copyto(own, array)
         if value is not self.bound[i]:
-            self.program.bind(own, self.users[i], value)
+            self.program.bind(own, self.uses[i], value)
             self.bound[i] = value
 
 
-# Bytes up to which an argument is copied, because binding calls to another array takes 65 us. A step on four batches in turn, copied and
-# bound: 133 and 182 us for 16 KiB of 64-64-64-10, batch 64; 408 and 693 for 200 KiB of 784-64-10, batch 64; 2.1 and 1.6 ms for 1.6 MB.
-SMALL = 512 * 1024
+# Bytes up to which an argument is copied, because binding calls to another array takes 7 to 12 us. A step on four batches in turn, copied
+# and bound: 72 and 79 us for 16 KiB of 64-64-64-10, batch 64; 105 and 106 for 64 KiB of 256-64-10; 228 and 217 for 196 KiB of 784-64-10;
+# 1.09 and 1.08 ms for 392 KiB of 784-256-128-10, batch 128.
+SMALL = 64 * 1024
