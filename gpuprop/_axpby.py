@@ -53,7 +53,8 @@ def _place(array: np.ndarray) -> Place:
     """Notes where an array lies."""
     if len(_places) >= MOST_PLACES:
         _places.clear()
-    function, start = _functions().get(array.dtype.char), ctypes.c_void_p(array.ctypes.data)
+    function = _functions().get(array.dtype.char) if array.dtype.isnative else None
+    start = ctypes.c_void_p(array.ctypes.data)
     place = _places[id(array)] = Place(function, ctypes.c_int64(array.size), start, weakref.ref(array))
     return place
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 # Elements of a block: a handful of arrays of float32 stay in the second-level cache. An Adam step of 1.86 million float32 after a product
-# takes 5.6 ms in blocks of 8K, 3.8 in 16K, 3.0 in 32K, 2.6 in 64K where that cache has 2 MB; in whole training steps the last two are level,
-# and other caches are smaller.
+# takes 5.6 ms in blocks of 8K, 3.8 in 16K, 3.0 in 32K, 2.6 in 64K where that cache has 2 MB; in whole training steps the last two are
+# level, and other caches are smaller.
 BLOCK = 32 * 1024
 
 

@@ -76,6 +76,13 @@ def test_arrays_that_are_only_read(library):
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
+def test_another_byte_order(library):
+    x, y = (array.astype(">f4") for array in arrays(5, np.float32))
+    expected = 2 * x + y
+    axpby(np, 2, x, 1, y, np.empty_like(x))
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
 def test_arrays_are_not_kept_and_places_not_taken_for_those_of_others(library):
     spare = np.empty(3, np.float32)
     x, y = (np.ones(3, np.float32) for _ in range(2))
