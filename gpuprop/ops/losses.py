@@ -384,7 +384,7 @@ def _find_labels(target, classes, step, stride, ignore_index, reduction, logits,
             raise error(message)
         count = int(np.count_nonzero(counts))
         np.multiply(places, counts, places)
-        logits[(~counts, slice(None)) if stride == 1 else (slice(None), ~counts)] = 0
+        logits[(slice(None), ~counts) if step == 1 else (~counts, slice(None))] = 0
         if not count and reduction == "mean":
             message, error = _no_row_counts("cross_entropy")
             raise error(message)

@@ -204,6 +204,14 @@ def test_impossible_classes_get_no_subnormal_gradients(classes, dtype):
     assert np.all(gradient[0, 1:][logits[0, 1:] > -50] > 0)
 
 
+@pytest.mark.parametrize("classes", [2, 100])
+def test_a_single_row_may_be_ignored(classes):
+    logits = gp.tensor(np.ones((1, classes)), requires_grad=True, device="cpu")
+    loss = F.cross_entropy(logits, gp.tensor([-100], device="cpu"), reduction="sum")
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.numpy().any()
+
+
 def test_the_kept_gradient_survives_whatever_a_walk_does_with_it():
     """It is handed out as it is for dy = 1, and must not be changed while the graph is retained."""
     x = gp.tensor(X, requires_grad=True)
