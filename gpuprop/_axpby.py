@@ -22,14 +22,14 @@ MOST_PLACES = 4096
 
 
 def axpby(xp: Any, a: float, x: Any, b: float, y: Any, spare: Any) -> None:
-    """y = a x + b y, in place, for flat contiguous arrays of one dtype. spare: an array to compute in, perhaps x itself."""
+    """y = a x + b y, in place; in one pass for contiguous arrays of one dtype. spare: an array to compute in, perhaps x itself."""
     if type(y) is np.ndarray and a and b:  # BLAS does not look at what is multiplied by 0, be it no number
         place, other = _places.get(id(y)), _places.get(id(x))
         if place is None or place.array() is not y:
             place = _place(y)
         if other is None or other.array() is not x:
             other = _place(x)
-        if place.function is not None:
+        if place.function is not None and other.function is place.function:
             place.function(place.size, a, other.start, ONE, b, place.start, ONE)
             return
     xp.multiply(x, a, spare)
@@ -40,7 +40,7 @@ def axpby(xp: Any, a: float, x: Any, b: float, y: Any, spare: Any) -> None:
 class Place(NamedTuple):
     """An array as C sees it."""
 
-    function: Callable | None  # for its dtype
+    function: Callable | None  # for its dtype; None if it is not contiguous
     size: Any
     start: Any
     array: weakref.ref
@@ -53,7 +53,8 @@ def _place(array: np.ndarray) -> Place:
     """Notes where an array lies."""
     if len(_places) >= MOST_PLACES:
         _places.clear()
-    function = _functions().get(array.dtype.char) if array.dtype.isnative else None
+    usable = array.dtype.isnative and array.flags.c_contiguous
+    function = _functions().get(array.dtype.char) if usable else None
     start = ctypes.c_void_p(array.ctypes.data)
     place = _places[id(array)] = Place(function, ctypes.c_int64(array.size), start, weakref.ref(array))
     return place

@@ -77,7 +77,7 @@ def in_blocks(function: Callable[..., Any], *arrays: np.ndarray, scratch: int, b
             np.add(arrays[0], bias, out=arrays[0])
             bias = None
         else:
-            length = BLOCK // max(1, bias.size) * bias.size
+            length = BLOCK // max(1, bias.size) * max(1, bias.size)
     for block in cut(flat[0].size, length):
         parts = [array[block] for array in flat]
         if bias is not None:

@@ -231,7 +231,7 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     if not kwargs:
         arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
         if len(arrays) == len(args):
-            return arrays, (len(arrays), _matmul.settings)
+            return arrays, (len(arrays), _matmul.settings, get_default_dtype())
     arrays = []
     try:
         structure = _structure((args, kwargs), arrays)

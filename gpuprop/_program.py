@@ -16,6 +16,19 @@ from ._tree import flatten, map_leaves
 ALIGNMENT = 64  # bytes, of each buffer: a cache line, the widest vector
 # Functions that write to `out=` what they would return, to the bit.
 WITH_OUT = {np.ndarray.clip, np.dot, np.concatenate, np.stack, np.argmax, np.argmin, np.cumsum, np.cumprod}
+# Ufuncs that compute in the dtype of their arrays, whatever Python number comes with them.
+OF_ONE_DTYPE = {
+    np.add,
+    np.subtract,
+    np.multiply,
+    np.divide,
+    np.maximum,
+    np.minimum,
+    np.greater,
+    np.greater_equal,
+    np.less,
+    np.less_equal,
+}
 OUT_BY_NAME = {np.maximum, np.minimum}  # NumPy 2.4 warns of a third argument
 REDUCTION = ("axis", "dtype", "out", "keepdims")  # the options of `ufunc.reduce` in the order of its arguments
 
@@ -141,7 +154,7 @@ class Program:
         options = map_leaves(self._place, node.options)
         results = tuple(self._place(array) for array in node.results)
         ufunc, of_ufunc = isinstance(function, np.ufunc), _is_method_of_ufunc(function)
-        if ufunc:
+        if function in OF_ONE_DTYPE and not options:
             args = _without_numbers(args)
         if results:
             if not _has_out(function):

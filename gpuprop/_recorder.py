@@ -575,7 +575,8 @@ class CpuRecording(Recording):
         own = self.input_arrays[i]
         usable = array.flags.c_contiguous and own.flags.c_contiguous and array.flags.aligned
         # What the calls write to, such as an earlier result, cannot be what they read their arguments from.
-        value = array if usable and id(owner(array)) not in self.known else own
+        root = owner(array)  # memory of something else than an array may be anybody's, a result's too
+        value = array if usable and root.base is None and id(root) not in self.known else own
         if value is own and array is not own:
             np.copyto(own, array)
         if value is not self.bound[i]:

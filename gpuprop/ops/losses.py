@@ -383,7 +383,8 @@ def _find_labels(target, classes, step, stride, ignore_index, reduction, logits,
             message, error = _label_outside("cross_entropy", classes, ignore_index)
             raise error(message)
         count = int(np.count_nonzero(counts))
-        np.multiply(places, counts, places)
+        np.multiply(target * counts, stride, places)  # rows to ignore look at their own first logit
+        np.add(places, _row_starts(rows, step), places)
         logits[(slice(None), ~counts) if step == 1 else (~counts, slice(None))] = 0
         if not count and reduction == "mean":
             message, error = _no_row_counts("cross_entropy")

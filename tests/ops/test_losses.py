@@ -212,6 +212,11 @@ def test_a_single_row_may_be_ignored(classes):
     assert loss.item() == 0 and not logits.grad.numpy().any()
 
 
+def test_a_row_to_ignore_does_not_look_at_other_rows():
+    logits = gp.tensor([[-np.inf, 1.0, 2.0], [0.5, 0.1, 0.2]], device="cpu")
+    assert F.cross_entropy(logits, gp.tensor([1, -100], device="cpu")).item() == pytest.approx(1.3132617)
+
+
 def test_the_kept_gradient_survives_whatever_a_walk_does_with_it():
     """It is handed out as it is for dy = 1, and must not be changed while the graph is retained."""
     x = gp.tensor(X, requires_grad=True)

@@ -83,6 +83,21 @@ def test_another_byte_order(library):
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("step", [2, -1])
+def test_arrays_that_are_not_contiguous(library, step):
+    whole = np.arange(10, dtype=np.float32)
+    x, y = whole[::step], np.zeros(2 * len(whole[::step]), np.float32)
+    axpby(np, 2, x, 1, y[: len(x)], np.empty_like(x))
+    axpby(np, 2, x.copy(), 1, y[::-1][: len(x)], np.empty_like(x))
+    assert y[: len(x)].tolist() == (2 * x).tolist() and y[::-1][: len(x)].tolist() == (2 * x).tolist()
+
+
+def test_factors_of_another_dtype(library):
+    y = np.ones(3, np.float32)
+    axpby(np, 2, np.full(3, 0.5), 1, y, np.empty_like(y))
+    assert y.tolist() == [2, 2, 2]
+
+
 def test_arrays_are_not_kept_and_places_not_taken_for_those_of_others(library):
     spare = np.empty(3, np.float32)
     x, y = (np.ones(3, np.float32) for _ in range(2))
