@@ -33,14 +33,15 @@ def axpby(xp: Any, a: float, x: Any, b: float, y: Any, spare: Any) -> None:
             place.function(place.size, a, other.start, ONE, b, place.start, ONE)
             return
     xp.multiply(x, a, spare)
-    xp.multiply(y, b, y)
+    if b != 1:
+        xp.multiply(y, b, y)
     xp.add(y, spare, y)
 
 
 class Place(NamedTuple):
     """An array as C sees it."""
 
-    function: Callable | None  # for its dtype; None if it is not contiguous
+    function: Callable | None  # of BLAS for its dtype, if it is contiguous
     size: Any
     start: Any
     array: weakref.ref

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _matmul
 from ._op import REGISTRY
-from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder
+from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder, order_of
 from ._tensor import Tensor, arange, get_default_dtype
 from ._tree import flatten, map_leaves
 from .data.loader import DataLoader
@@ -91,7 +91,7 @@ class Captured:
                 self._recordings.move_to_end(key)
                 self.recording = recording
                 return recording.play(arrays)
-        arrays_like = ((a.shape, a.dtype.str, type(a), a.flags.fnc) for a in arrays)
+        arrays_like = ((a.shape, a.dtype.str, type(a), order_of(a)) for a in arrays)
         signature = (structure, *arrays_like, *(module.training for module in self._modules))
         times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:

@@ -174,6 +174,12 @@ class Early:
         return self.array
 
 
+def order_of(array: Any) -> int:
+    """How an array lies: 0 in C order, 1 in Fortran's, 2 in neither. Products and sums of one order may round unlike those of another."""
+    flags = array.flags
+    return 0 if flags.c_contiguous else 1 if flags.f_contiguous else 2
+
+
 class Recording:
     """A run that can be repeated while what it depends on has not changed."""
 
@@ -181,7 +187,7 @@ class Recording:
 
     def __init__(self, recorder: StateRecorder):
         self.input_arrays = recorder.input_arrays
-        self.specs = [(type(a), a.shape, a.dtype, a.flags.fnc) for a in self.input_arrays]
+        self.specs = [(type(a), a.shape, a.dtype, order_of(a)) for a in self.input_arrays]
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         known = {id(module) for module in recorder.modules}
@@ -195,7 +201,7 @@ class Recording:
         for leaf, (before, added_to) in recorder.leaves.items():
             after = leaf.grad
             stayed = after is not None and after._data is before  # then the run read it, or wrote over it
-            self.leaves.append((leaf, before, added_to or stayed, after, bool(leaf.hooks)))
+            self.leaves.append((leaf, before, added_to or stayed, after, leaf.hooks))
         self.versions = recorder.versions
         self.generators = [(g, g.seed, offset, blocks) for g, (offset, blocks) in recorder.generators.items()]
         self.guards = recorder.guards
@@ -204,9 +210,9 @@ class Recording:
         self.generation = 0
 
     def takes(self, arrays: Sequence[Any]) -> bool:
-        """Whether arguments have the recorded shapes and dtypes, and are on the recorded device."""
-        for a, (kind, shape, dtype, fortran) in zip(arrays, self.specs):
-            if a.shape != shape or a.dtype != dtype or type(a) is not kind or a.flags.fnc != fortran:
+        """Whether arguments have the recorded shapes, dtypes and orders, and are on the recorded device."""
+        for a, (kind, shape, dtype, order) in zip(arrays, self.specs):
+            if a.shape != shape or a.dtype != dtype or type(a) is not kind or order_of(a) != order:
                 return False
         return True
 
@@ -217,14 +223,14 @@ class Recording:
         for tensor, data, constant in self.tensors:
             if tensor._data is not data or (tensor._node is None) is not constant:
                 return False
-        for leaf, before, added_to, _, hooked in self.leaves:
+        for leaf, before, added_to, _, hooks in self.leaves:
             grad = leaf.grad
             if before is None:
                 if grad is not None:
                     return False
             elif grad is None or (added_to and grad._data is not before):
                 return False
-            if bool(leaf.hooks) is not hooked:
+            if leaf.hooks is not hooks:  # a new list whenever one comes or goes
                 return False
         for module, training in self.modules:
             if module.training is not training:

@@ -298,11 +298,11 @@ def as_device(device: Device | str) -> Device:
     """A `Device` from its name: "cpu", "cuda", "cuda:1". Raises `DeviceError` for a name that is none."""
     if isinstance(device, Device):
         if device.type in ("cpu", "cuda", *_by_name):
-            return the_device(device.type, device.index)
+            return the_device(device.type, device.index if device.type != "cpu" else 0)
         device = str(device)
     if isinstance(device, str):
         kind, colon, index = device.partition(":")
-        if kind in ("cpu", "cuda", *_by_name) and (not colon or index.isdigit()):
+        if kind in ("cpu", "cuda", *_by_name) and (not colon or (index.isascii() and index.isdigit())):
             return the_device(kind, int(index or 0) if kind != "cpu" else 0)
     raise DeviceError(f"device: expected 'cpu', 'cuda' or 'cuda:<index>', got {device!r}")
 

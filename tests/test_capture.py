@@ -566,3 +566,74 @@ def test_a_step_on_a_cpu_allocates_next_to_nothing():
         assert tracemalloc.get_traced_memory()[1] - before < 40_000
     finally:
         tracemalloc.stop()
+
+
+# --- What a recording depends on ------------------------------------------------------------------------------------
+
+
+def test_a_hook_in_place_of_another_is_recorded():
+    p = gp.ones(3, requires_grad=True)
+    first = p.register_hook(lambda g: g * 2)
+
+    @gp.capture
+    def step(x):
+        p.grad = None
+        loss = (p * x).sum()
+        loss.backward()
+        return loss
+
+    x = gp.ones(3)
+    for _ in range(3):
+        step(x)
+    first.remove()
+    p.register_hook(lambda g: g * 5)
+    for _ in range(3):
+        step(x)
+        assert p.grad.numpy().tolist() == [5, 5, 5]
+    p.register_hook(lambda g: g * 3)
+    step(x)
+    assert p.grad.numpy().tolist() == [15, 15, 15]
+
+
+def test_the_default_dtype_is_recorded():
+    captured = gp.capture(lambda x: x * gp.full((4,), 0.1))
+    x = gp.ones(4, dtype=np.float32)
+    captured(x), captured(x)
+    gp.set_default_dtype(np.float64)
+    try:
+        assert captured(x).dtype == np.float64
+    finally:
+        gp.set_default_dtype(np.float32)
+    assert captured(x).dtype == np.float32
+
+
+def test_arguments_in_another_order_are_recorded_anew():
+    rng = np.random.default_rng(1)
+    permuted = gp.asarray(rng.normal(size=(30, 50, 40)).astype(np.float32).transpose(0, 2, 1))
+    straight = gp.tensor(rng.normal(size=(30, 40, 50)).astype(np.float32))
+    for first, second in ((permuted, straight), (straight, permuted)):
+        captured = gp.capture(lambda x: x.mean(axis=(0, 2)))
+        captured(first), captured(first)
+        assert np.array_equal(captured(second).numpy(), second.mean(axis=(0, 2)).numpy())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: np.multiply(x, 0.1, dtype=np.float64), lambda x: np.float_power(x, 0.1), lambda x: np.ldexp(x, 3)],
+    ids=["dtype", "float_power", "ldexp"],
+)
+def test_numbers_are_what_the_function_takes_them_for(function):
+    x = np.linspace(0.1, 3, 7).astype(np.float32)
+    captured = gp.capture(lambda x: gp.asarray(function(x)))
+    for _ in range(3):
+        assert np.array_equal(captured(x).numpy(), function(x))
+
+
+def test_a_result_that_comes_back_as_memory_of_another_library():
+    x = gp.tensor(np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32))
+    captured = gp.capture(lambda x: (x * 2, x + 1))
+    for _ in range(3):
+        result, _ = captured(x)
+    shared = np.from_dlpack(result.numpy())
+    expected = shared + 1
+    assert np.array_equal(captured(gp.asarray(shared))[1].numpy(), expected)

@@ -22,7 +22,8 @@ def test_names():
     assert str(Device("cuda", 1)) == "cuda:1" and Device("cpu") == "cpu" and repr(Device("cpu")) == "device('cpu')"
     assert len({Device("cpu"), as_device("cpu")}) == 1
     assert as_device("cpu") is as_device(Device("cpu")) is device_of(np.ones(1)), "dictionaries find it without a call"
-    for wrong in ("gpu", "cuda:x", "cuda:", "cpu:0:1", 3):
+    assert as_device(Device("cpu", 1)) == "cpu"
+    for wrong in ("gpu", "cuda:x", "cuda:", "cuda:²", "cuda:٣", "cpu:0:1", 3):
         with pytest.raises(DeviceError, match="expected 'cpu', 'cuda'"):
             as_device(wrong)
 

@@ -65,10 +65,8 @@ class Adam(Optimizer, cuda=flat("Adam", "exp_avg", "exp_avg_sq", "max_exp_avg_sq
         root = sqrt(correction(beta2, step))
         rate, eps = group["lr"] / correction(beta1, step) * root, not_nothing(group["eps"] * root, blocks)
         decay, keep = self.decays(group)
-        plain = not (decay or group["maximize"])
         for p, g, m, v, *largest, s, t in blocks:
-            if not plain:
-                g = direction(xp, group, decay, p, g, s, t)
+            g = direction(xp, group, decay, p, g, s, t)
             axpby(xp, 1 - beta1, g, beta1, m, s)
             xp.multiply(g, g, s)
             axpby(xp, 1 - beta2, s, beta2, v, s)

@@ -301,3 +301,9 @@ def test_outputs_of_a_linear_layer_are_ordinary_tensors(device):
     for _ in range(4):
         layer(x)
     assert len(layer.bias.version()) == 1  # nobody waits any more
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.ReLU])
+def test_an_activation_of_no_columns(activation, device):
+    model = nn.Sequential(nn.Linear(3, 0), activation()).to(device)
+    assert model(gp.ones(4, 3, device=device)).shape == (4, 0)

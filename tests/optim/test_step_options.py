@@ -145,6 +145,26 @@ def test_the_average_goes_round(device, make):
     check([optimizer.state[p]["ema"] for p in straight], [second.state[p]["ema"] for p in resumed], 0)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_a_scale_of_another_dtype(device, dtype):
+    p = Parameter(gp.ones(5, dtype=np.float32, device=device))
+    p.grad = gp.full((5,), 2, dtype=np.float32, device=device)
+    optim.SGD([p], lr=0.25).step(grad_scale=gp.tensor(np.array(2, dtype), device=device))
+    assert p.numpy().tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam, optim.RMSprop, optim.Adagrad])
+def test_parameters_and_gradients_with_strides(make):
+    """A column is updated as an array of its own is, and its neighbours stay."""
+    table, alone = np.zeros((4, 3), np.float32), Parameter(np.zeros(4, np.float32))
+    column = gp.asarray(table[:, 1]).requires_grad_()
+    reversed_gradient = np.arange(1, 5, dtype=np.float32)[::-1]
+    column.grad, alone.grad = gp.asarray(reversed_gradient), gp.tensor(reversed_gradient.copy())
+    make([column], lr=0.5).step(), make([alone], lr=0.5).step()
+    np.testing.assert_allclose(table[:, 1], alone.numpy(), rtol=1e-6)
+    assert table[:, 1].all() and not table[:, [0, 2]].any()
+
+
 def test_a_subclass_with_another_update_is_heard(device):
     class Signs(optim.SGD):
         def update(self, xp, group, step, blocks):
