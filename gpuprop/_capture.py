@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import _matmul
+from ._layout import copied_alike, layout_of
 from ._op import REGISTRY
-from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder, order_of
+from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder, check_apart
 from ._tensor import Tensor, arange, get_default_dtype
 from ._tree import flatten, map_leaves
 from .data.loader import DataLoader
@@ -30,16 +31,17 @@ def capture(function: Callable | None = None, *, warmup: int = 1, recordings: in
 
     The function takes and returns tensors, in containers if need be; it may be a whole training step, with `backward`, an optimizer, a
     schedule, clipping, dropout and batch normalisation. What is not on a tensor is as it was when recorded: numbers, branches, prints. A
-    call records anew where shapes or dtypes of arguments, the mode of a module, which gradients are wanted or there, or the memory of
-    parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by themselves.
+    call records anew where shapes, dtypes or strides of arguments, the mode of a module, which gradients are wanted or there, or the
+    memory of parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by
+    themselves.
     Results are off the tape, and overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
 
     recordings: how many are kept; the one that was not used for longest goes first.
     batches: a `gp.data.DataLoader`; the result is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and gathered
     within the recording, so that nothing comes from the host.
     Raises: CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape depends on
-    values, where a second run is not like the first, or for what it cannot return. Parameters are then as before the call, and
-    `captured.eager(...)` is the function itself.
+    values, where a second run is not like the first, for what it cannot return, and for an argument in the memory of a parameter or
+    another tensor that it changes. Parameters are then as before the call, and `captured.eager(...)` is the function itself.
     """
     if function is None:
         return functools.partial(capture, warmup=warmup, recordings=recordings, batches=batches)
@@ -91,7 +93,7 @@ class Captured:
                 self._recordings.move_to_end(key)
                 self.recording = recording
                 return recording.play(arrays)
-        arrays_like = ((a.shape, a.dtype.str, type(a), order_of(a)) for a in arrays)
+        arrays_like = ((a.shape, a.dtype.str, type(a), layout_of(a)) for a in arrays)
         signature = (structure, *arrays_like, *(module.training for module in self._modules))
         times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:
@@ -116,7 +118,8 @@ class Captured:
         self, signature: Any, structure: Any, args: tuple, kwargs: dict[str, Any], listener: Recorder | None
     ) -> Any:
         given, build = flatten((args, kwargs))
-        held = [Tensor(_own(leaf)) if isinstance(leaf, Tensor) or is_array(leaf) else leaf for leaf in given]
+        arrays = [leaf._data if isinstance(leaf, Tensor) else leaf for leaf in given]
+        held = [Tensor(copied_alike(array)) if is_array(array) else array for array in arrays]
         inputs = [t for t in held if isinstance(t, Tensor)]
         recorder = recorder_for(inputs, listener)
         plain = [
@@ -130,6 +133,7 @@ class Captured:
                 differs = listener is not None and listener.heard != recorder.heard
                 if differs and listener.state == recorder.state:  # type: ignore[union-attr]
                     raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
+                check_apart([array for array in arrays if is_array(array)], recorder.changed)
             recording = recorder.finish()
         except BaseException:
             recorder.undo()
@@ -274,12 +278,6 @@ def _structure(value: Any, arrays: list[Any]) -> Any:
 def _detached(leaf: Any) -> Any:
     """A result as repeated runs return it: off the tape."""
     return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
-
-
-def _own(leaf: Any) -> Any:
-    """A copy of an argument that belongs to the recording."""
-    array = leaf._data if isinstance(leaf, Tensor) else leaf
-    return array.copy(order="K")
 
 
 def _difference(first: list[str], second: list[str]) -> CaptureError:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ._layout import is_aligned, layout_of, may_overlap, memory_of
 from ._op import REGISTRY
 from ._program import Program
 from ._tensor import Tensor, _copied, finish_sums, number
@@ -127,6 +128,9 @@ class Recorder:
     def changes(self, tensor: Tensor) -> None:
         """A tensor was changed in place."""
 
+    def writes(self, array: Any) -> None:
+        """A gradient was written to memory that may have been there before the run."""
+
     def calls(self, module: Any) -> None:
         """A module is called."""
         for each in module.modules():
@@ -174,10 +178,14 @@ class Early:
         return self.array
 
 
-def order_of(array: Any) -> int:
-    """How an array lies: 0 in C order, 1 in Fortran's, 2 in neither. Products and sums of one order may round unlike those of another."""
-    flags = array.flags
-    return 0 if flags.c_contiguous else 1 if flags.f_contiguous else 2
+def check_apart(arrays: Sequence[Any], changed: Sequence[Any]) -> None:
+    """Raises CaptureError for an argument that shows memory which the function changes: it would see the change midway."""
+    for array in arrays:
+        if any(memory_of(array) is memory_of(each) and may_overlap(array, each) for each in changed):
+            raise CaptureError(
+                f"capture: expected arguments apart from what the function changes, got {describe(array)} in the memory of a "
+                "parameter, a gradient or a buffer that it writes to; pass a copy (.clone())"
+            )
 
 
 class Recording:
@@ -187,7 +195,11 @@ class Recording:
 
     def __init__(self, recorder: StateRecorder):
         self.input_arrays = recorder.input_arrays
-        self.specs = [(type(a), a.shape, a.dtype, order_of(a)) for a in self.input_arrays]
+        self.specs = [(type(a), a.shape, a.dtype, a.strides, layout_of(a)) for a in self.input_arrays]
+        self.changed = recorder.changed
+        # By id of what owns it, memory that arguments are not to be in: what the run changes (-1), and the buffers of the others.
+        self.avoided = {id(memory_of(array)): i for i, array in enumerate(self.input_arrays)}
+        self.avoided.update((id(memory_of(array)), -1) for array in self.changed)
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         known = {id(module) for module in recorder.modules}
@@ -210,9 +222,11 @@ class Recording:
         self.generation = 0
 
     def takes(self, arrays: Sequence[Any]) -> bool:
-        """Whether arguments have the recorded shapes, dtypes and orders, and are on the recorded device."""
-        for a, (kind, shape, dtype, order) in zip(arrays, self.specs):
-            if a.shape != shape or a.dtype != dtype or type(a) is not kind or order_of(a) != order:
+        """Whether arguments have the recorded shapes, dtypes and layouts, and are on the recorded device."""
+        for a, (kind, shape, dtype, strides, layout) in zip(arrays, self.specs):
+            if a.shape != shape or a.dtype != dtype or type(a) is not kind:
+                return False
+            if a.strides != strides and layout_of(a) != layout:
                 return False
         return True
 
@@ -250,6 +264,10 @@ class Recording:
 
     def play(self, arrays: Sequence[Any]) -> Any:
         """Repeats the run on other arguments."""
+        for i, array in enumerate(arrays):
+            if self.avoided.get(id(memory_of(array)), i) != i:
+                arrays = self._apart(arrays)
+                break
         for version in self.versions:
             if len(version) > 1:
                 finish_sums(version)
@@ -262,6 +280,11 @@ class Recording:
         for generator, _, _, blocks in self.generators:
             self.advance(generator, blocks)
         return self.results()
+
+    def _apart(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arguments in memory that filling the buffers of others does not change."""
+        check_apart(arrays, self.changed)
+        return [a if a is own else a.copy() for a, own in zip(arrays, self.input_arrays)]
 
     def repeat(self, arrays: Sequence[Any]) -> None:
         """The calls on arrays, and the actions of the host between them."""
@@ -333,6 +356,7 @@ class StateRecorder(Recorder):
             Any, tuple[Any, bool]
         ] = {}  # leaf -> (array of its gradient before, whether that was added to)
         self.versions: list[list[int]] = []
+        self.changed: list[Any] = []  # arrays in memory that was there before the run, and that it writes to
         self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
         self.guards: list[Callable[[], bool]] = []
         self.undone: list[Callable[[], Any]] = []
@@ -351,7 +375,7 @@ class StateRecorder(Recorder):
     def output(self, result: Any) -> Any:
         """A result of the function as the array that will hold it, or as the tensor that it always is."""
         array = result._data if isinstance(result, Tensor) else result
-        given = any(self.shows(array, each) for each in self.input_arrays) if is_array(array) else False
+        given = is_array(array) and self.is_given(array)
         if isinstance(result, Tensor) and result.is_leaf and not given and self.is_lasting(array):
             return result  # a parameter, say
         array = plain(array)
@@ -383,9 +407,9 @@ class StateRecorder(Recorder):
         """Whether an array was there before the run."""
         raise NotImplementedError
 
-    def shows(self, array: Any, given: Any) -> bool:
-        """Whether an array is part of another one's memory."""
-        raise NotImplementedError
+    def is_given(self, array: Any) -> bool:
+        """Whether an array is part of an argument's buffer."""
+        return any(memory_of(array) is memory_of(each) for each in self.input_arrays)
 
     def touches(self, leaf: Any, adding: bool = False) -> None:
         if leaf not in self.leaves:
@@ -488,10 +512,12 @@ class CpuRecorder(StateRecorder):
             self.refuse("a change of an argument in place", "compute a new tensor, or change a copy (.clone())")
         if id(root) in self.foreign:
             self.refuse("a change of an array that gp.asarray shares", "say gp.tensor, which copies")
-        if id(root) in self.log.lasting and id(root) not in self.saved:
-            self.saved.add(id(root))
-            values = root.copy()
-            self.undone.append(lambda: np.copyto(root, values))
+        if id(root) in self.log.lasting:
+            self.changed.append(array)
+            if id(root) not in self.saved:
+                self.saved.add(id(root))
+                values = root.copy()
+                self.undone.append(lambda: np.copyto(root, values))
 
     def plainly(self, values: Any) -> Any:
         return map_leaves(self.log.traced, values)
@@ -531,9 +557,6 @@ class CpuRecorder(StateRecorder):
             self.pinned.add(id(owner(array)))
         return array
 
-    def shows(self, array: Any, given: Any) -> bool:
-        return owner(array) is owner(given)
-
     def finish(self) -> CpuRecording:
         for leaf in self.leaves:
             if leaf.grad is not None:
@@ -553,6 +576,10 @@ class CpuRecording(Recording):
         self.known = {*recorder.log.made, *recorder.log.lasting, id(owner(self.program.arena))}
         self.bound = list(self.input_arrays)  # what the calls work on
         self.copied = [array.nbytes <= SMALL for array in self.input_arrays]
+        self.aligned = [is_aligned(array) for array in self.input_arrays]
+
+    def takes(self, arrays: Sequence[Any]) -> bool:
+        return super().takes(arrays) and [array.flags.aligned for array in arrays] == self.aligned
 
     def report(self) -> dict[str, Any]:
         """What a repetition consists of: `nodes`, and how many of each in `calls`; those in `allocating` make new arrays and copy them;
@@ -579,7 +606,7 @@ class CpuRecording(Recording):
     def _bind(self, i: int, array: np.ndarray) -> None:
         """Has the calls work on an argument where it lies, or on a copy of one that lies otherwise than recorded."""
         own = self.input_arrays[i]
-        usable = array.flags.c_contiguous and own.flags.c_contiguous and array.flags.aligned
+        usable = array.flags.c_contiguous and array.flags.aligned
         # What the calls write to, such as an earlier result, cannot be what they read their arguments from.
         root = owner(array)  # memory of something else than an array may be anybody's, a result's too
         value = array if usable and root.base is None and id(root) not in self.known else own

@@ -103,6 +103,8 @@ class Leaf:
         if self.grad is None:
             self.grad = Tensor(array)
         self.grad.version()[0] = next(number)
+        if _tape.tape.recorder is not None:
+            _tape.tape.recorder.writes(array)
 
     def receive(self, walk: Any, dy: Any, owned: bool) -> None:
         """The end of a walk: the total goes to `.grad`, unless only the gradients of others were asked for."""

@@ -23,6 +23,14 @@ def device(request):
         yield str(current)
 
 
+@pytest.fixture(params=["cpu", CUDA])
+def place(request):
+    """Each device that functions are captured on, in turn; tensors of the test are sent there by name."""
+    if request.param == "cuda" and not gp.is_available():
+        pytest.skip(gp.device_report()["cuda_reason"])
+    return request.param
+
+
 @pytest.fixture
 def reference_path():
     """Matrix products take over nothing: biases, activations and their gradients are kernels of our own."""

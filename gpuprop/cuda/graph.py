@@ -17,6 +17,7 @@ from typing import Any
 
 import cupy
 
+from .._layout import fill
 from .._recorder import Early, Recorder, Recording, StateRecorder, refusal
 from .._tensor import Leaf, Tensor
 from ..errors import CaptureError, Error
@@ -179,10 +180,15 @@ class GraphRecorder(StateRecorder):
         self.kept.append(value)
 
     def is_lasting(self, array: Any) -> bool:
-        return not self.arena.holds(array) and not any(self.shows(array, given) for given in self.input_arrays)
+        return not self.arena.holds(array) and not self.is_given(array)
 
-    def shows(self, array: Any, given: Any) -> bool:
-        return array.data.mem is given.data.mem
+    def changes(self, tensor: Tensor) -> None:
+        super().changes(tensor)
+        self.writes(tensor._data)
+
+    def writes(self, array: Any) -> None:
+        if self.is_lasting(array):
+            self.changed.append(array)
 
     # --- what is called -----------------------------------------------------------------------------------------
 
@@ -244,6 +250,7 @@ class GraphRecorder(StateRecorder):
         with self.aside():
             before_repetition = optimizer.repeatable(work, skips)
         step()
+        self.changed += optimizer.arrays(work)
         self.actions.append(before_repetition)
         self.versions += [version for members in work.fused.values() for _, run in members for version in run.versions]
 
@@ -297,7 +304,7 @@ class GraphRecording(Recording):
             stream.wait_event(self.home.record())
         for own, array in zip(self.input_arrays, arrays):
             if array is not own:
-                cupy.copyto(own, array)
+                fill(own, array)
         for act in self.actions:
             act()
         self.graph.launch(stream)

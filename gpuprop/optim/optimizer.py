@@ -554,6 +554,9 @@ class Optimizer:
                 raise OptionError(f"{self._name}: expected each parameter once, got one of shape {p.shape} twice")
             known.add(id(p))
         complete = {**self.defaults, **group, "params": params}
+        for name, value in complete.items():
+            if isinstance(value, np.generic):  # np.float32 would have rates computed in its own precision
+                complete[name] = value.item()
         self.check(complete)
         self.param_groups.append(complete)
         self._tables.append(None)

@@ -185,6 +185,16 @@ def test_options_are_read_on_each_step():
     assert p.item() == -(1 + 10 + 10 + 15)
 
 
+def test_options_as_numpy_scalars_are_their_values(make):
+    learnt = []
+    for number in (lambda x: np.float32(x), lambda x: float(np.float32(x))):
+        parameters = parameters_of(dtype=np.float64)
+        optimizer = make([{"params": parameters, "lr": number(0.1), "weight_decay": number(0.01)}])
+        learn(optimizer, parameters, 3)
+        learnt.append(bytes_of(parameters))
+    assert learnt[0] == learnt[1]
+
+
 def test_closure():
     p = Parameter([3.0])
     optimizer = optim.SGD([p], lr=0.5)

@@ -1,0 +1,174 @@
+"""Arguments of captured functions: in any layout, in one another's buffers, in memory that the function changes."""
+
+import numpy as np
+import pytest
+
+import gpuprop as gp
+from gpuprop import nn
+from gpuprop._recorder import SMALL
+from gpuprop.device import BACKENDS
+from gpuprop.errors import CaptureError
+
+RNG = np.random.default_rng(0)
+
+
+def normal(place, *shape):
+    return gp.tensor(RNG.standard_normal(shape, dtype=np.float32), device=place)
+
+
+def bits(result):
+    return [t.numpy().tobytes() for t in (result if isinstance(result, tuple) else [result])]
+
+
+# --- Layouts --------------------------------------------------------------------------------------------------------
+
+# Functions of an array's namespace, one that makes random arrays, and a shape.
+LAYOUTS = {
+    "C": lambda xp, new, n, m: new(n, m),
+    "Fortran": lambda xp, new, n, m: new(m, n).T,
+    "every other column": lambda xp, new, n, m: new(n, 2 * m)[:, ::2],
+    "every third row": lambda xp, new, n, m: new(3 * n, m)[::3],
+    "some columns": lambda xp, new, n, m: new(n, m + 5)[:, 2 : m + 2],
+    "backwards": lambda xp, new, n, m: new(n, m)[::-1, ::-1],
+    "Fortran, every other": lambda xp, new, n, m: new(2 * m, n)[::2].T,
+    "one row": lambda xp, new, n, m: xp.broadcast_to(new(m), (n, m)),
+    "one column": lambda xp, new, n, m: xp.broadcast_to(new(n, 1), (n, m)),
+    "one number": lambda xp, new, n, m: xp.broadcast_to(new(1), (n, m)),
+    "windows": lambda xp, new, n, m: xp.lib.stride_tricks.as_strided(new(n + m), (n, m), (4, 4)),
+}
+
+
+def computed(x):
+    return x.sum(), x.mean(axis=0), (x * x).sum(axis=1), x @ x.T, gp.nn.functional.softmax(x), x.reshape(-1) * 2.0
+
+
+@pytest.mark.parametrize("shape", [(37, 29), (300, 120), (1, 40), (40, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(place, layout, shape):
+    assert 4 * 37 * 29 <= SMALL < 4 * 300 * 120  # bytes: on a CPU copied, and worked on where they lie
+    captured = gp.capture(computed)
+    for _ in range(4):
+        xp = BACKENDS[type(normal(place, 1).data)].xp
+        x = gp.asarray(LAYOUTS[layout](xp, lambda *shape: normal(place, *shape).data, *shape), device=place)
+        assert bits(captured(x)) == bits(computed(x))
+
+
+@pytest.mark.parametrize("shape", [(37, 29), (300, 120)], ids=str)
+def test_layouts_have_recordings_of_their_own(place, shape):
+    xp = BACKENDS[type(normal(place, 1).data)].xp
+    captured = gp.capture(computed, recordings=len(LAYOUTS))
+    for _ in range(4):
+        for make in LAYOUTS.values():
+            x = gp.asarray(make(xp, lambda *shape: normal(place, *shape).data, *shape), device=place)
+            assert bits(captured(x)) == bits(computed(x))
+
+
+def test_any_stride_will_do_for_an_axis_of_one_element(place):
+    captured = gp.capture(lambda x: x * 2.0)
+    wide = normal(place, 6, 40)
+    for row in range(3):
+        captured(wide[row : row + 1])
+    recording = captured.recording
+    for x in (wide[3:6:3], wide[::6], normal(place, 1, 40)):
+        assert bits(captured(x)) == bits(x * 2.0)
+        assert captured.recording is recording
+
+
+def test_elements_that_begin_between_multiples_of_their_size():
+    def unaligned():
+        memory = b"x" + RNG.standard_normal((300, 120), dtype=np.float32).tobytes()
+        return gp.asarray(np.frombuffer(memory, np.uint8)[1:].view(np.float32).reshape(300, 120))
+
+    captured = gp.capture(computed)
+    for x in [unaligned() for _ in range(4)] + [normal("cpu", 300, 120) for _ in range(4)] + [unaligned()]:
+        assert bits(captured(x)) == bits(computed(x))
+
+
+# --- In one another's buffers ---------------------------------------------------------------------------------------
+
+
+def test_buffers_of_arguments(place):
+    double = gp.capture(lambda x: x * 2.0)
+    for _ in range(4):
+        double(normal(place, 12, 6))
+    (mine,) = double.inputs
+    mine.fill_(4.0)
+    assert bits(double(mine)) == bits(mine * 2.0)
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_buffers_that_change_places(place, size):
+    def function(a, b):
+        return a * 2.0 + b, a - b
+
+    captured = gp.capture(function)
+    for _ in range(3):
+        captured(normal(place, size, size), normal(place, size, size))
+    a, b = captured.inputs
+    for arguments in ((b, a), (a, a), (b[:], normal(place, size, size)), (b, b), (a, b)):
+        a.copy_(normal(place, size, size)), b.copy_(normal(place, size, size))
+        expected = bits(function(*arguments))
+        assert bits(captured(*arguments)) == expected
+
+
+# --- In memory that the function changes ----------------------------------------------------------------------------
+
+
+def training(place):
+    layer = nn.Linear(5, 5, generator=gp.Generator("cpu", 1)).to(place)
+    optimizer = gp.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+
+    def step(x):
+        optimizer.zero_grad()
+        layer(x).sum().backward()
+        optimizer.step()
+        return x * 2.0
+
+    return layer, optimizer, step
+
+
+def parts(layer, optimizer):
+    yield layer.weight.detach()
+    yield optimizer.state[layer.weight]["momentum_buffer"]
+    yield layer.weight.grad.detach()
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_parts_of_what_a_step_changes(place, part):
+    layer, optimizer, step = training(place)
+    captured = gp.capture(step)
+    for _ in range(3):
+        captured(normal(place, 5, 5))
+    before = bits(layer.weight)
+    for recorded in (False, True):
+        with pytest.raises(CaptureError, match=r"in the memory of a parameter.*\.clone\(\)"):
+            if recorded:
+                captured(list(parts(layer, optimizer))[part])
+            else:  # a function that has never seen another argument
+                fresh = gp.capture(step, warmup=0)
+                fresh(list(parts(layer, optimizer))[part])
+        assert bits(layer.weight) == before
+    captured(list(parts(layer, optimizer))[part].clone())
+    assert bits(layer.weight) != before
+
+
+def test_running_statistics(place):
+    norm = nn.BatchNorm1d(4).to(place)
+    captured = gp.capture(lambda x, shift: norm(x) + shift)
+    for _ in range(3):
+        captured(normal(place, 6, 4), normal(place, 4))
+    with pytest.raises(CaptureError, match=r"in the memory of"):
+        captured(normal(place, 6, 4), norm.running_mean)
+    norm.eval()  # they are only read
+    for _ in range(3):
+        x = normal(place, 6, 4)
+        assert bits(captured(x, norm.running_mean)) == bits(norm(x) + norm.running_mean)
+
+
+def test_a_gradient_that_is_only_read(place):
+    layer, _, _ = training(place)
+    captured = gp.capture(lambda g: g * 2.0)
+    for _ in range(4):
+        layer.zero_grad()
+        layer(normal(place, 3, 5)).sum().backward()
+        assert bits(captured(layer.weight.grad)) == bits(layer.weight.grad * 2.0)
