@@ -18,6 +18,18 @@ import numpy as np
 # takes 5.6 ms in blocks of 8K, 3.8 in 16K, 3.0 in 32K, 2.6 in 64K where that cache has 2 MB; in whole training steps the last two are
 # level, and other caches are smaller.
 BLOCK = 32 * 1024
+ALIGNMENT = 64  # bytes: a cache line, the widest vector
+
+
+def aligned(size: int, dtype: Any) -> np.ndarray:
+    """A new vector that begins with a cache line. NumPy's own begin 16 bytes off, and each wide access to them touches two lines.
+
+    GELU of 131K float32 with arrays like that to compute in takes 622 us instead of 547; a step of 256-512-512-512-512-16, 1.5 % more.
+    """
+    bytes_needed = size * np.dtype(dtype).itemsize
+    memory = np.empty(bytes_needed + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory[skip : skip + bytes_needed].view(dtype)
 
 
 def cut(size: int, length: int = BLOCK) -> list[slice]:
@@ -32,7 +44,9 @@ def row_blocks(matrix: np.ndarray) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=64)
 def _filled(value: float, dtype: Any) -> np.ndarray:
-    return np.full(BLOCK, value, dtype)
+    made = aligned(BLOCK, dtype)
+    made.fill(value)
+    return made
 
 
 def filled(value: float, like: np.ndarray) -> np.ndarray:
@@ -58,7 +72,7 @@ class _Scratch(threading.local):
     def take(self, count: int, dtype: Any, size: int) -> list[np.ndarray]:
         key = count, dtype
         if key not in self.arrays:
-            self.arrays[key] = [np.empty(BLOCK, dtype) for _ in range(count)]
+            self.arrays[key] = [aligned(BLOCK, dtype) for _ in range(count)]
         return [array[:size] for array in self.arrays[key]]
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._blocks import ALIGNMENT, aligned
 from ._trace import Log, Node, owner
 from ._tree import flatten, map_leaves
 
-ALIGNMENT = 64  # bytes, of each buffer: a cache line, the widest vector
 # Functions that write to `out=` what they would return, to the bit.
 WITH_OUT = {np.ndarray.clip, np.dot, np.concatenate, np.stack, np.argmax, np.argmin, np.cumsum, np.cumprod}
 # Ufuncs that compute in the dtype of their arrays, whatever Python number comes with them.
@@ -103,9 +103,7 @@ class Program:
         self.offsets = dict(zip(lives, lay_out(needs)))
         self.arena_bytes = max((at + size for at, (*_, size) in zip(self.offsets.values(), needs)), default=0)
         self.least_bytes = most_at_once(needs)
-        memory = np.empty(self.arena_bytes + ALIGNMENT, np.uint8)
-        skip = -memory.ctypes.data % ALIGNMENT
-        self.arena = memory[skip : skip + self.arena_bytes]
+        self.arena = aligned(self.arena_bytes, np.uint8)
 
     def _place(self, leaf: Any) -> Any:
         """An array of the log as it is in the program."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from .errors import ArgumentError
 
 
-def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+def flatten(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """The leaves in order (dicts by sorted key), and a function that builds the same container from other leaves."""
     leaves: list[Any] = []
     try:
@@ -17,6 +18,8 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
         raise ArgumentError(
             "expected containers nested some hundred levels deep at most, got more, or one in itself"
         ) from None
+    if build is next:  # a leaf itself: every result of most captured functions
+        return leaves, itemgetter(0)
     return leaves, lambda values: build(iter(values))
 
 

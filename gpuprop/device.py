@@ -69,6 +69,9 @@ class Namespace(types.ModuleType):
         return value
 
 
+_NO_SCOPE = contextlib.nullcontext()
+
+
 class Backend:
     """An array type, its namespace, and how its arrays come, go and are waited for. This class is the one for NumPy."""
 
@@ -115,7 +118,7 @@ class Backend:
 
     def scope(self, device: Device) -> contextlib.AbstractContextManager:
         """Makes `device` current, so that new arrays are created there."""
-        return contextlib.nullcontext()
+        return _NO_SCOPE
 
     def synchronize(self) -> None:
         """Waits for the work that was submitted."""

@@ -295,7 +295,7 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux
     def give(value: Any) -> Any:
         return map_leaves(lambda v: v._data if isinstance(v, Tensor) and plain else _off_tape(v, taped), value)
 
-    result = (give(run.result), give(run.build_result(iter(dys))))
+    result = (give(run.result), give(run.build_result(dys)))
     return (*result, give(run.aux)) if has_aux else result
 
 
@@ -328,7 +328,7 @@ def jacobian(f: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = F
             columns = [_stacked(xp, [row[j] for row in rows], y.shape, x) for j, x in enumerate(run.inputs)]
             gradients = run.build(columns)
             blocks.append(gradients[0] if isinstance(argnums, int) else tuple(gradients))
-        result = run.give(run.build_result(iter(blocks)) if blocks else ())
+        result = run.give(run.build_result(blocks) if blocks else ())
         return (result, run.give(run.aux)) if has_aux else result
 
     return function
@@ -408,7 +408,7 @@ def checkpoint(f: Callable, *args: Any, **kwargs: Any) -> Any:
     record = Recomputed(list(on_tape.values()), edges, recompute, name)
     for place, (i, y) in enumerate(on_tape.items()):
         outputs[i] = Tensor(y._data, Output(record, place))
-    return build_result(iter(outputs))
+    return build_result(outputs)
 
 
 def _alias(t: Tensor) -> Tensor:
