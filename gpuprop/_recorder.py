@@ -264,11 +264,8 @@ class Recording:
 
     def play(self, arrays: Sequence[Any]) -> Any:
         """Repeats the run on other arguments."""
-        avoided = self.avoided
-        for i, array in enumerate(arrays):
-            if avoided.get(id(array if array.base is None else memory_of(array)), i) != i:
-                arrays = self._apart(arrays)
-                break
+        if self.meets_others(arrays):
+            arrays = self._apart(arrays)
         for version in self.versions:
             if len(version) > 1:
                 finish_sums(version)
@@ -281,6 +278,14 @@ class Recording:
         for generator, _, _, blocks in self.generators:
             self.advance(generator, blocks)
         return self.results()
+
+    def meets_others(self, arrays: Sequence[Any]) -> bool:
+        """Whether an argument is in memory that is to be avoided."""
+        avoided = self.avoided
+        for i, array in enumerate(arrays):  # noqa: SIM110  (as in `fits`)
+            if avoided.get(id(memory_of(array)), i) != i:
+                return True
+        return False
 
     def _apart(self, arrays: Sequence[Any]) -> list[Any]:
         """The arguments in memory that filling the buffers of others does not change."""
@@ -592,6 +597,13 @@ class CpuRecording(Recording):
             if a.flags.num & LAYOUT_FLAGS != flags or (not flags & CONTIGUOUS and layout_of(a) != layout):
                 return False
         return True
+
+    def meets_others(self, arrays: Sequence[Any]) -> bool:
+        avoided = self.avoided
+        for i, array in enumerate(arrays):  # noqa: SIM110  (and without a call for most arrays: 2 us less within a step)
+            if avoided.get(id(array if array.base is None else owner(array)), i) != i:
+                return True
+        return False
 
     def report(self) -> dict[str, Any]:
         """What a repetition consists of: `nodes`, and how many of each in `calls`; those in `allocating` make new arrays and copy them;
