@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _matmul
-from ._layout import copied_alike, layout_of
+from ._layout import copied_alike, layout_of, span
 from ._op import REGISTRY
 from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder, check_apart
 from ._tensor import Tensor, arange, get_default_dtype
@@ -34,14 +34,16 @@ def capture(function: Callable | None = None, *, warmup: int = 1, recordings: in
     call records anew where shapes, dtypes or strides of arguments, the mode of a module, which gradients are wanted or there, or the
     memory of parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by
     themselves.
-    Results are off the tape, and overwritten by the next call: touching an older one raises; `.clone()` what is to be kept.
+    Results are off the tape, and overwritten by the next call, as are gradients of leaves that are no parameters: touching an older one
+    raises; `.clone()` what is to be kept.
 
     recordings: how many are kept; the one that was not used for longest goes first.
     batches: a `gp.data.DataLoader`; the result is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and gathered
     within the recording, so that nothing comes from the host.
     Raises: CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape depends on
-    values, where a second run is not like the first, for what it cannot return, and for an argument in the memory of a parameter or
-    another tensor that it changes. Parameters are then as before the call, and `captured.eager(...)` is the function itself.
+    values, where a second run is not like the first, for what it cannot return, for an array that NumPy makes within the function and that
+    may be another in each run, and for an argument in the memory of a parameter or another tensor that the function changes. Parameters
+    are then as before the call, and `captured.eager(...)` is the function itself.
     """
     if function is None:
         return functools.partial(capture, warmup=warmup, recordings=recordings, batches=batches)
@@ -119,9 +121,11 @@ class Captured:
     ) -> Any:
         given, build = flatten((args, kwargs))
         arrays = [leaf._data if isinstance(leaf, Tensor) else leaf for leaf in given]
-        held = [Tensor(copied_alike(array)) if is_array(array) else array for array in arrays]
+        copies = {id(array): Tensor(copied_alike(array)) for array in arrays if is_array(array)}
+        held = [copies.get(id(array), array) for array in arrays]
         inputs = [t for t in held if isinstance(t, Tensor)]
         recorder = recorder_for(inputs, listener)
+        recorder.follows(listener, any(map(is_array, given)))
         plain = [
             recorder.plainly(t._data) if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t
             for t, leaf in zip(held, given)
@@ -133,7 +137,7 @@ class Captured:
                 differs = listener is not None and listener.heard != recorder.heard
                 if differs and listener.state == recorder.state:  # type: ignore[union-attr]
                     raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
-                check_apart([array for array in arrays if is_array(array)], recorder.changed)
+                check_apart([array for array in arrays if is_array(array)], [span(array) for array in recorder.changed])
             recording = recorder.finish()
         except BaseException:
             recorder.undo()
@@ -235,13 +239,19 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     if not kwargs:
         arrays = [a._data for a in args if isinstance(a, Tensor) and a._node is None]
         if len(arrays) == len(args):
-            return arrays, (len(arrays), _matmul.settings, get_default_dtype())
+            return arrays, (_same_ones(arrays), _matmul.settings, get_default_dtype())
     arrays = []
     try:
         structure = _structure((args, kwargs), arrays)
     except RecursionError:
         raise ArgumentError("capture: expected arguments nested some hundred levels deep at most, got more") from None
-    return arrays, (structure, _matmul.settings, get_default_dtype())
+    return arrays, (structure, _same_ones(arrays), _matmul.settings, get_default_dtype())
+
+
+def _same_ones(arrays: list[Any]) -> Any:
+    """How many arrays there are, or which of them is first at each place: NumPy makes products of an array with itself otherwise."""
+    places = [*map(id, arrays)]
+    return len(places) if len(set(places)) == len(places) else tuple(map(places.index, places))
 
 
 def _structure(value: Any, arrays: list[Any]) -> Any:

@@ -15,6 +15,22 @@ def memory_of(array: Any) -> Any:
     return owner(array) if isinstance(array, np.ndarray) else array.data.mem
 
 
+def is_foreign(memory: Any) -> bool:
+    """Whether what owns memory got it from elsewhere (another library, a file), so that others may own the same."""
+    if isinstance(memory, np.ndarray):
+        return memory.base is not None
+    return type(memory).__name__ in ("UnownedMemory", "DLPackMemory")  # of CuPy
+
+
+def span(array: Any) -> tuple[int, int]:
+    """The addresses at which an array's memory begins and ends."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    if not array.size:
+        return start, start
+    steps = [stride * (n - 1) for n, stride in zip(array.shape, array.strides)]
+    return start + sum(s for s in steps if s < 0), start + sum(s for s in steps if s > 0) + array.itemsize
+
+
 def layout_of(array: Any) -> tuple:
     """Strides, 0 for axes of one element, where any will do; and whether elements begin at multiples of their size."""
     strides = (stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides))
@@ -55,8 +71,3 @@ def _flat(xp: Any, array: Any, count: int) -> Any:
     """The first elements of the memory that an array shows, from its lowest address on, as a vector."""
     lowest = array[tuple(slice(-1, None) if stride < 0 else slice(1) for stride in array.strides)]
     return xp.lib.stride_tricks.as_strided(lowest, (count,), (array.itemsize,))
-
-
-def may_overlap(array: Any, other: Any) -> bool:
-    """Whether the ranges of two arrays' addresses overlap."""
-    return bool(BACKENDS[type(array)].xp.may_share_memory(array, other))

@@ -11,14 +11,16 @@ import contextlib
 import os
 import sys
 import traceback
+import weakref
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ._layout import layout_of, may_overlap, memory_of
+from ._layout import copied_alike, is_foreign, layout_of, memory_of, span
 from ._op import REGISTRY
 from ._program import Program
 from ._tensor import Tensor, _copied, finish_sums, number
@@ -59,6 +61,7 @@ class Recorder:
         self.state: list[Any] = []  # which of them train, and which inputs of ops want gradients
         self.epilogues: Counter[str] = Counter()  # of matrix products
         self.plan: Any = None  # of the memory that a recording of such a run needs
+        self.taken_in: list[Entry] = []
 
     def listens(self) -> contextlib.AbstractContextManager:
         """The run that is listened to is made in this context."""
@@ -68,6 +71,7 @@ class Recorder:
         """What was noted of the run, without what it worked on."""
         made = Recorder()
         made.heard, made.kind, made.modules, made.state = self.heard, self.kind, self.modules, self.state
+        made.taken_in = self.taken_in
         return made
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
@@ -112,6 +116,10 @@ class Recorder:
         """Arrays, or a tuple of them, as the function is to see them that computes with them itself."""
         return values
 
+    def takes_in(self, array: np.ndarray) -> None:
+        """An array of NumPy's becomes a tensor, or an operand."""
+        self.taken_in.append(Entry(weakref.ref(owner(array)), span(array), _digest(array)))
+
     def shares(self, array: Any) -> None:
         """A tensor was made that shares the memory of an array."""
 
@@ -126,7 +134,7 @@ class Recorder:
         return None
 
     def changes(self, tensor: Tensor) -> None:
-        """A tensor was changed in place."""
+        """A tensor was changed in place, and is going to be dated."""
 
     def writes(self, array: Any) -> None:
         """A gradient was written to memory that may have been there before the run."""
@@ -157,6 +165,19 @@ class Recorder:
         """Complains of what cannot be repeated."""
 
 
+class Entry(NamedTuple):
+    """An array of NumPy's as it came into a run: what owns its memory, where that is, and a digest of what it held."""
+
+    owner: weakref.ref
+    span: tuple[int, int]
+    digest: Any
+
+
+def _digest(array: np.ndarray) -> Any:
+    values = None if array.dtype.hasobject else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return array.shape, array.dtype, None if values is None else zlib.crc32(values.data)
+
+
 class Early:
     """A gradient that an op's forward implementation writes at once, where the gradient of a leaf lives; kept as a residual.
 
@@ -178,14 +199,21 @@ class Early:
         return self.array
 
 
-def check_apart(arrays: Sequence[Any], changed: Sequence[Any]) -> None:
-    """Raises CaptureError for an argument that shows memory which the function changes: it would see the change midway."""
+def check_apart(arrays: Sequence[Any], changed: Iterable[tuple[int, int]]) -> None:
+    """Raises CaptureError for an argument that shows memory which the function changes (spans of addresses): it would see the change
+    midway."""
     for array in arrays:
-        if any(memory_of(array) is memory_of(each) and may_overlap(array, each) for each in changed):
+        if overlaps(array, changed):
             raise CaptureError(
                 f"capture: expected arguments apart from what the function changes, got {describe(array)} in the memory of a "
                 "parameter, a gradient or a buffer that it writes to; pass a copy (.clone())"
             )
+
+
+def overlaps(array: Any, spans: Iterable[tuple[int, int]]) -> bool:
+    """Whether an array's addresses are among these."""
+    begin, end = span(array)
+    return any(begin < last and first < end for first, last in spans)
 
 
 class Recording:
@@ -196,10 +224,13 @@ class Recording:
     def __init__(self, recorder: StateRecorder):
         self.input_arrays = recorder.input_arrays
         self.specs = [(type(a), a.shape, a.dtype, a.strides, layout_of(a)) for a in self.input_arrays]
-        self.changed = recorder.changed
+        self.changed = {span(array) for array in recorder.changed}
         # By id of what owns it, memory that arguments are not to be in: what the run changes (-1), and the buffers of the others.
-        self.avoided = {id(memory_of(array)): i for i, array in enumerate(self.input_arrays)}
-        self.avoided.update((id(memory_of(array)), -1) for array in self.changed)
+        avoided = [(memory_of(array), i) for i, array in enumerate(self.input_arrays)]
+        avoided += [(memory_of(array), -1) for array in recorder.changed]
+        self.avoided = {id(memory): i for memory, i in avoided}
+        self.foreign = any(is_foreign(memory) for memory, _ in avoided)  # then addresses have to be compared
+        self.owners = avoided  # which their ids refer to
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         known = {id(module) for module in recorder.modules}
@@ -210,10 +241,15 @@ class Recording:
             if isinstance(value, Tensor) or id(value) in known
         ]
         self.leaves = []
+        self.fresh: list[
+            tuple[Any, Any]
+        ] = []  # leaves whose gradients are buffers of the recording, as its results are
         for leaf, (before, added_to) in recorder.leaves.items():
             after = leaf.grad
             stayed = after is not None and after._data is before  # then the run read it, or wrote over it
             self.leaves.append((leaf, before, added_to or stayed, after, leaf.hooks))
+            if after is not None and not stayed and after._node is None and not recorder.is_lasting(after._data):
+                self.fresh.append((leaf, after._data))
         self.versions = recorder.versions
         self.generators = [(g, g.seed, offset, blocks) for g, (offset, blocks) in recorder.generators.items()]
         self.guards = recorder.guards
@@ -282,15 +318,20 @@ class Recording:
     def meets_others(self, arrays: Sequence[Any]) -> bool:
         """Whether an argument is in memory that is to be avoided."""
         avoided = self.avoided
-        for i, array in enumerate(arrays):  # noqa: SIM110  (as in `fits`)
-            if avoided.get(id(memory_of(array)), i) != i:
+        for i, array in enumerate(arrays):
+            memory = memory_of(array)
+            if avoided.get(id(memory), i) != i or ((self.foreign or is_foreign(memory)) and self._overlaps(i, array)):
                 return True
         return False
+
+    def _overlaps(self, i: int, array: Any) -> bool:
+        others = [span(own) for j, own in enumerate(self.input_arrays) if j != i]
+        return overlaps(array, [*others, *self.changed])
 
     def _apart(self, arrays: Sequence[Any]) -> list[Any]:
         """The arguments in memory that filling the buffers of others does not change."""
         check_apart(arrays, self.changed)
-        return [a if a is own else a.copy() for a, own in zip(arrays, self.input_arrays)]
+        return [a if a is own else copied_alike(a) for a, own in zip(arrays, self.input_arrays)]
 
     def repeat(self, arrays: Sequence[Any]) -> None:
         """The calls on arrays, and the actions of the host between them."""
@@ -316,6 +357,8 @@ class Recording:
     def results(self) -> Any:
         """What the function returned, as tensors that are good until the next run."""
         self.generation += 1
+        for leaf, array in self.fresh:
+            leaf.grad = Played(array, self)
         return self.build([out if isinstance(out, Tensor) else Played(out, self) for out in self.outputs])
 
 
@@ -369,6 +412,30 @@ class StateRecorder(Recorder):
         self.undone: list[Callable[[], Any]] = []
         self.outputs: list[Any] = []
         self.build: Callable = iter
+
+    def follows(self, listener: Recorder | None, given_arrays: bool) -> None:
+        """Says what has heard an earlier run, and whether arguments of this one are arrays, which NumPy may work on unseen."""
+        self.earlier = listener.taken_in if listener is not None else None
+        self.given_arrays = given_arrays
+
+    def takes_in(self, array: np.ndarray) -> None:
+        super().takes_in(array)
+        if self.earlier is None or type(array) is not np.ndarray:
+            return
+        if self.array_type is np.ndarray and not self.is_lasting(array):
+            return
+        place, now = len(self.taken_in) - 1, self.taken_in[-1]
+        before = self.earlier[place] if place < len(self.earlier) else None
+        if before is not None:
+            if before.owner() is owner(array) and before.span == now.span:
+                return
+            if before.digest == now.digest and not self.given_arrays:
+                return
+        self.refuse(
+            f"an array of {array.dtype} {array.shape} that NumPy made within the function, unseen, and that may be another in each run",
+            "make it before the call if it stays, else with gpuprop; of arguments that are arrays, NumPy shows what its ufuncs and "
+            "their methods do, not np.array and np.asarray",
+        )
 
     def recording(self) -> contextlib.AbstractContextManager:
         """The run is made in this context."""
@@ -438,6 +505,12 @@ class StateRecorder(Recorder):
             self.refuse("a change of an argument in place", "compute a new tensor, or change a copy (.clone())")
         if not any(version is known for known in self.versions):
             self.versions.append(version)
+            self.remembers(version)
+
+    def remembers(self, version: list[Any]) -> None:
+        """Puts the date of a change back if the run fails."""
+        date = version[0]
+        self.undone.append(lambda: version.__setitem__(0, date))
 
     def meets(self, optimizer: Any) -> None:
         """An optimizer is going to make a step."""
@@ -446,6 +519,7 @@ class StateRecorder(Recorder):
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self.tensors.setdefault(id(p), (p, p._data, p._node is None))
+                self.remembers(p.version())
                 if p._leaf is not None:
                     self.touches(p._leaf, adding=True)
 
@@ -600,8 +674,11 @@ class CpuRecording(Recording):
 
     def meets_others(self, arrays: Sequence[Any]) -> bool:
         avoided = self.avoided
-        for i, array in enumerate(arrays):  # noqa: SIM110  (and without a call for most arrays: 2 us less within a step)
-            if avoided.get(id(array if array.base is None else owner(array)), i) != i:
+        for i, array in enumerate(arrays):  # without a call for most arrays: 2 us less within a step
+            memory = array if array.base is None else owner(array)
+            if avoided.get(id(memory), i) != i:
+                return True
+            if (self.foreign or memory.base is not None) and self._overlaps(i, array):
                 return True
         return False
 

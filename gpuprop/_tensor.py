@@ -100,8 +100,10 @@ class Leaf:
 
     def written(self, array: Any) -> None:
         """Says that the array that `place` returned now holds the gradient."""
-        if self.grad is None:
-            self.grad = Tensor(array)
+        if self.grad is not None:
+            self.grad._changed()
+            return
+        self.grad = Tensor(array)
         self.grad.version()[0] = next(number)
         if _tape.tape.recorder is not None:
             _tape.tape.recorder.writes(array)
@@ -582,9 +584,9 @@ class Tensor:
         return self._changed()
 
     def _changed(self) -> Tensor:
-        self.version()[0] = next(number)
         if _tape.tape.recorder is not None:
             _tape.tape.recorder.changes(self)
+        self.version()[0] = next(number)
         return self
 
     def _raw(self, what: str, value: Any) -> Any:
@@ -762,6 +764,8 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
     """An array on a device from a Tensor, an array, a number or nested lists, by the border's rules for dtypes."""
     if isinstance(data, Tensor):
         data = data.data
+    elif isinstance(data, np.ndarray) and _tape.tape.recorder is not None:
+        _tape.tape.recorder.takes_in(data)
     if dtype is not None:
         dtype = as_dtype("tensor", dtype)
     given = data.dtype if type(data) is np.ndarray else None

@@ -433,7 +433,11 @@ def _known_array(op: Op, value: Any) -> Any:
         raise DtypeError(
             f"{op.name}: expected tensors, arrays or numbers, got {type(value).__name__}; make it one with gp.tensor"
         ) from None
-    return host_array(op.name, value) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    if tape.recorder is not None:
+        tape.recorder.takes_in(value)
+    return host_array(op.name, value)
 
 
 def is_floating(dtype: Any) -> bool:

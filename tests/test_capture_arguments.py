@@ -111,6 +111,37 @@ def test_buffers_that_change_places(place, size):
         assert bits(captured(*arguments)) == expected
 
 
+@pytest.mark.parametrize("shape", [(37, 29), (300, 120)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_buffers_of_any_layout_that_change_places(place, layout, shape):
+    xp = BACKENDS[type(normal(place, 1).data)].xp
+
+    def one():
+        return gp.asarray(LAYOUTS[layout](xp, lambda *shape: normal(place, *shape).data, *shape), device=place)
+
+    def function(a, b):
+        return a * 2.0 + b, a.sum(axis=0)
+
+    captured = gp.capture(function)
+    for _ in range(3):
+        captured(one(), one())
+    a, b = captured.inputs
+    for arguments in ((b, a), (one(), one())):
+        expected = bits(function(*arguments))
+        assert bits(captured(*arguments)) == expected
+
+
+def test_a_view_that_another_library_made(place):
+    xp = BACKENDS[type(normal(place, 1).data)].xp
+    captured = gp.capture(lambda a, b: (a * 2.0, b.sum(axis=0)))
+    for _ in range(3):
+        captured(normal(place, 50), normal(place, 30))
+    foreign = gp.asarray(xp.from_dlpack(captured.inputs[0].data)[:30], device=place)
+    x = normal(place, 50)
+    expected = bits((x * 2.0, foreign.sum(axis=0)))
+    assert bits(captured(x, foreign)) == expected
+
+
 # --- In memory that the function changes ----------------------------------------------------------------------------
 
 
@@ -152,6 +183,37 @@ def test_parts_of_what_a_step_changes(place, part):
     assert bits(layer.weight) != before
 
 
+@pytest.mark.parametrize(
+    "size", [20, 150]
+)  # of the latter two weights in one chunk are large enough to be worked on where they lie
+def test_neighbours_of_what_a_step_changes(place, size):
+    first, second = (m for m in nn.MLP([size] * 3).to(place).modules() if isinstance(m, nn.Linear))
+    first.requires_grad_(False)
+    optimizer = gp.optim.SGD(second.parameters(), lr=0.1)
+
+    def step(x):
+        optimizer.zero_grad()
+        second(x).sum().backward()
+        optimizer.step()
+        return x.sum(), x * 2.0
+
+    captured, frozen = gp.capture(step), first.weight.detach()
+    for x in (frozen, frozen.T, frozen[::2], frozen[::-1], frozen[:, ::-1]):
+        for _ in range(4):
+            result, _ = captured(x)
+            assert bits(result) == bits(x.sum())
+
+
+def test_a_parameter_by_way_of_another_library(place):
+    layer, _, step = training(place)
+    xp = BACKENDS[type(layer.weight.data)].xp
+    captured = gp.capture(step)
+    for _ in range(3):
+        captured(normal(place, 5, 5))
+    with pytest.raises(CaptureError, match="in the memory of a parameter"):
+        captured(gp.asarray(xp.from_dlpack(layer.weight.data), device=place))
+
+
 def test_running_statistics(place):
     norm = nn.BatchNorm1d(4).to(place)
     captured = gp.capture(lambda x, shift: norm(x) + shift)
@@ -172,3 +234,64 @@ def test_a_gradient_that_is_only_read(place):
         layer.zero_grad()
         layer(normal(place, 3, 5)).sum().backward()
         assert bits(captured(layer.weight.grad)) == bits(layer.weight.grad * 2.0)
+
+
+# --- The same argument twice ----------------------------------------------------------------------------------------
+
+
+def test_products_of_an_argument_with_itself(place):
+    def function(a, b):
+        return a.T @ b
+
+    captured = gp.capture(function)
+    for dtype in (np.float64, np.float32):
+        for _ in range(4):  # NumPy's BLAS has a routine of its own for these
+            x, y = (gp.tensor(RNG.standard_normal((26, 13)), dtype=dtype, device=place) for _ in range(2))
+            for arguments in ((x, x), (x, y), (y, y)):
+                assert bits(captured(*arguments)) == bits(function(*arguments))
+
+
+# --- Arrays that NumPy works on unseen ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [np.asarray, np.array, np.ascontiguousarray], ids=lambda f: f.__name__)
+def test_values_that_numpy_computed_unseen(hidden):
+    captured = gp.capture(lambda x: gp.asarray(hidden(x) * 2.0))
+    x = np.ones(5, np.float32)
+    captured(x)
+    with pytest.raises(CaptureError, match=r"NumPy made within the function.*test_capture_arguments"):
+        captured(x)
+    seen = gp.capture(lambda x: gp.asarray(x * 2.0))
+    for i in range(4):
+        assert (seen(x * i).numpy() == 2 * i).all()
+
+
+@pytest.mark.parametrize(
+    "enter", [gp.tensor, gp.asarray, lambda a: gp.zeros(4) + a], ids=["tensor", "asarray", "operand"]
+)
+def test_random_numbers_of_numpy(enter):
+    captured = gp.capture(lambda x: x + enter(RNG.standard_normal(4, dtype=np.float32)))
+    captured(gp.ones(4))
+    with pytest.raises(CaptureError, match=r"may be another in each run"):
+        captured(gp.ones(4))
+
+
+def test_batches_that_python_counts():
+    data, count = RNG.standard_normal((6, 4), dtype=np.float32), iter(range(6))
+    captured = gp.capture(lambda: gp.asarray(data[next(count)]) * 2.0)
+    captured()
+    with pytest.raises(CaptureError, match=r"may be another in each run"):
+        captured()
+
+
+def test_constants_of_numpy(place):
+    mask, own = np.ones(4, np.float32), np.full(4, 3.0, np.float32)
+    captured = gp.capture(
+        lambda x: (
+            x * gp.tensor(mask, device=place) + gp.tensor(np.arange(4.0, dtype=np.float32), device=place) + own.sum()
+        )
+    )
+    for _ in range(4):
+        x = normal(place, 4)
+        expected = x + gp.tensor(np.arange(4.0, dtype=np.float32), device=place) + 12.0
+        assert bits(captured(x)) == bits(expected)

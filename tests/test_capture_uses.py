@@ -9,7 +9,7 @@ import pytest
 import gpuprop as gp
 import gpuprop.nn.functional as F
 from gpuprop import nn
-from gpuprop.errors import CaptureError
+from gpuprop.errors import CaptureError, MutationError
 
 RNG = np.random.default_rng(0)
 
@@ -263,3 +263,103 @@ def test_what_was_listened_to_is_not_kept_for_ever():
     for k in range(100):
         f(gp.ones(2), float(k))
     assert len(f._listened) < 50
+
+
+# --- Gradients, and what is changed in place ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forgotten", ["before", "at the end"])
+@pytest.mark.parametrize(
+    "make", [nn.Parameter, lambda a: gp.tensor(a, requires_grad=True)], ids=["parameter", "tensor"]
+)
+def test_gradients_are_clipped_by_the_norm_of_this_run(make, forgotten):
+    def run(wrap):
+        w = make(np.ones(2, np.float32))
+        optimizer = gp.optim.SGD([w], lr=1.0, max_grad_norm=0.5)
+
+        def step(x):
+            (w * x).sum().backward()
+            optimizer.step()
+            if forgotten == "at the end":
+                optimizer.zero_grad()
+            return w.detach() * 1.0
+
+        step, seen = wrap(step), []
+        for i in range(5):
+            if forgotten == "before":
+                optimizer.zero_grad()
+            seen.append(step(gp.ones(2) * (i + 1)).numpy().copy())
+        return seen
+
+    for a, b in zip(run(lambda f: f), run(gp.capture), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_that_the_user_put_there_is_not_part_of_the_norm():
+    def run(wrap):
+        w = gp.tensor(np.ones(2, np.float32), requires_grad=True)
+        optimizer = gp.optim.SGD([w], lr=1.0, max_grad_norm=0.5)
+        step = wrap(
+            lambda x: (optimizer.zero_grad(), (w * x).sum().backward(), optimizer.step())[0] or w.detach() * 1.0
+        )
+        for i in range(4):
+            w.grad = gp.full((2,), 100.0 * i)
+            seen = step(gp.ones(2)).numpy().copy()
+        return seen
+
+    np.testing.assert_array_equal(run(lambda f: f), run(gp.capture))
+
+
+@pytest.mark.parametrize(
+    "make", [nn.Parameter, lambda a: gp.tensor(a, requires_grad=True)], ids=["parameter", "tensor"]
+)
+def test_adding_to_a_gradient_is_a_change_in_place(make):
+    w = make(np.ones(3, np.float32))
+    step = gp.capture(lambda x: (w * x).sum().backward())
+    (w * 2.0).sum().backward()
+    for _ in range(4):
+        v = gp.ones(3, requires_grad=True)
+        z = (w.grad * v).sum()
+        step(gp.ones(3))
+        with pytest.raises(MutationError):
+            z.backward()
+
+
+def test_a_refusal_takes_dates_back():
+    w = nn.Parameter(np.ones(3, np.float32))
+    optimizer = gp.optim.SGD([w], lr=0.1)
+    total = gp.zeros(3)
+
+    def step(x):
+        (w * x).sum().backward()
+        optimizer.step()
+        with gp.no_grad():
+            total.add_(x)
+        return float(x.sum())
+
+    squares, sums = (w * w).sum(), (total * w).sum()
+    with pytest.raises(CaptureError):
+        gp.capture(step, warmup=0)(gp.ones(3))
+    squares.backward(), sums.backward()
+    assert w.grad.numpy().tolist() == [2.0, 2.0, 2.0]
+
+
+def test_gradients_without_a_home_are_good_until_the_next_call():
+    w = gp.ones(3, requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+
+    captured = gp.capture(step)
+    for i in range(4):
+        captured(gp.ones(3) * i)
+        assert w.grad.numpy().tolist() == [i, i, i]
+    first = w.grad
+    captured(gp.ones(3) * 5)
+    with pytest.raises(CaptureError, match=r"\.clone\(\)"):
+        first.numpy()
+    (w * 1.0).sum().backward()
+    assert w.grad.numpy().tolist() == [6.0, 6.0, 6.0]
+    captured(gp.ones(3))
+    assert w.grad.numpy().tolist() == [1.0, 1.0, 1.0]

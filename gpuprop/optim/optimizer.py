@@ -65,6 +65,7 @@ class Work(NamedTuple):
     plain: Runs
     fused: dict[tuple[Device, Any], Runs]
     versions: list[list[Any]]  # of all parameters in them
+    gradients: dict[Device, list[Any]]  # in the order of the parameters
 
 
 class Table(NamedTuple):
@@ -334,7 +335,9 @@ class Optimizer:
                 runs.append((index, run))
                 if not p.data.flags.c_contiguous:
                     copies.append((p.data, run.values))
-        work = self._work = Work([], {}, [version for _, run in runs for version in run.versions])
+        work = self._work = Work([], {}, [version for _, run in runs for version in run.versions], {})
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            work.gradients.setdefault(p.device, []).append(p.grad.data)
         for index, run in runs:
             if run.blocks is not None or not run.values.size:
                 work.plain.append((index, run))
@@ -357,10 +360,7 @@ class Optimizer:
             (place,) = work.fused
             with device_scope(place[0]):
                 return self._steppers[place].norm()
-        gradients: dict[Device, list[Any]] = {}
-        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            gradients.setdefault(p.device, []).append(p.grad.data)
-        return norm_of_all(gradients) if gradients else None
+        return norm_of_all(work.gradients) if work.gradients else None
 
     def _rows(self, dtype: Any) -> list[tuple[float, ...]]:
         """The options of all groups, as kernels get them."""
@@ -504,7 +504,7 @@ class Optimizer:
         self._places: dict[tuple[Tensor, str], Place] = {}
         self._tables = [None] * len(self.param_groups)
         self._scratch: dict[Any, list[Any]] = {}
-        self._work = Work([], {}, [])
+        self._work = Work([], {}, [], {})
         self._steppers = {}
         self._unsettled = False  # whether only the device knows how many steps were made
 
