@@ -424,9 +424,8 @@ class StateRecorder(Recorder):
             return
         if self.array_type is np.ndarray and not self.is_lasting(array):
             return
-        place, now = len(self.taken_in) - 1, self.taken_in[-1]
-        before = self.earlier[place] if place < len(self.earlier) else None
-        if before is not None:
+        now = self.taken_in[-1]
+        for before in self.earlier:
             if before.owner() is owner(array) and before.span == now.span:
                 return
             if before.digest == now.digest and not self.given_arrays:

@@ -284,6 +284,19 @@ def test_batches_that_python_counts():
         captured()
 
 
+def test_constants_that_the_first_run_keeps():
+    kept = []
+
+    def function(x):
+        if not kept:
+            kept.append(gp.tensor(np.tril(np.ones((4, 4), np.float32))))
+        return x @ kept[0] + gp.tensor(np.arange(4.0, dtype=np.float32))
+
+    captured = gp.capture(function)
+    for i in range(4):
+        assert bits(captured(gp.ones(2, 4) * i)) == bits(function(gp.ones(2, 4) * i))
+
+
 def test_constants_of_numpy(place):
     mask, own = np.ones(4, np.float32), np.full(4, 3.0, np.float32)
     captured = gp.capture(
