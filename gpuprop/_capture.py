@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from . import _matmul
+from ._calls import CpuRecorder
 from ._layout import copied_alike, layout_of, span
 from ._op import REGISTRY
-from ._recorder import CpuRecorder, Recorder, Recording, StateRecorder, check_apart
+from ._recorder import Recorder, StateRecorder
+from ._recording import Recording, check_apart
 from ._tensor import Tensor, arange, get_default_dtype
 from ._tree import flatten, map_leaves
 from .data.loader import DataLoader

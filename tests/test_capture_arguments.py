@@ -5,7 +5,7 @@ import pytest
 
 import gpuprop as gp
 from gpuprop import nn
-from gpuprop._recorder import SMALL
+from gpuprop._calls import SMALL
 from gpuprop.device import BACKENDS
 from gpuprop.errors import CaptureError
 

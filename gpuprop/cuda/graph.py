@@ -18,7 +18,8 @@ from typing import Any
 import cupy
 
 from .._layout import fill
-from .._recorder import Early, Recorder, Recording, StateRecorder, refusal
+from .._recorder import Early, Recorder, StateRecorder, refusal
+from .._recording import Recording
 from .._tensor import Leaf, Tensor
 from ..errors import CaptureError, Error
 from ..tape import Mode
