@@ -228,7 +228,7 @@ def main(
     try:
         compiler = Compiler()
     except Unavailable as reason:
-        console.print(f"nothing compiled: {reason}")
+        console.print(f"nothing compiled: {reason}", markup=False)
         raise typer.Exit(2) from None
     found = {a: inspect_all(kernels, a, compiler) for a in wanted}
     seconds = time.perf_counter() - start

@@ -4,6 +4,8 @@ A tape records what is computed with Tensors, one walk backwards differentiates 
 is on: NumPy arrays on a CPU, CuPy arrays on a GPU. The README shows a training loop.
 """
 
+import importlib
+
 from numpy import bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 from numpy import bool_ as bool
 from numpy import float16 as half
@@ -64,3 +66,10 @@ from .tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
 from .transforms import checkpoint, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`gp.train` on first use: training steps by hand do not need it."""
+    if name == "train":
+        return importlib.import_module(".train", __name__)
+    raise AttributeError(f"module 'gpuprop' has no attribute {name!r}")

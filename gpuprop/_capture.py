@@ -6,6 +6,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from ._tree import flatten, map_leaves
 from .data.loader import DataLoader
 from .device import BACKENDS, backend_for, default_device, is_array
 from .errors import ArgumentError, CaptureError, OptionError
+from .nn.module import Module
+from .optim.optimizer import Optimizer
 from .tape import Mode, call, describe, no_grad, tape
+
+LOOKED_UP = (Tensor, Module, Optimizer)
 
 
 def capture(function: Callable | None = None, *, warmup: int = 1, recordings: int = 8, batches: Any = None) -> Any:
@@ -32,20 +37,24 @@ def capture(function: Callable | None = None, *, warmup: int = 1, recordings: in
     of the function itself.
 
     The function takes and returns tensors, in containers if need be; it may be a whole training step, with `backward`, an optimizer, a
-    schedule, clipping, dropout and batch normalisation. What is not on a tensor is as it was when recorded: numbers, branches, prints. A
-    call records anew where shapes, dtypes or strides of arguments, the mode of a module, which gradients are wanted or there, or the
-    memory of parameters differ from those recorded; learning rates and other numbers of an optimizer, and random numbers, go on by
-    themselves.
+    schedule, clipping, dropout and batch normalisation. What is not on a tensor is as it was when recorded: numbers, branches, prints,
+    lists that the function appends to. A call records anew where shapes, dtypes or strides of arguments, the mode or a number of a module
+    (p of `nn.Dropout`), which gradients are wanted or there, or the memory of parameters differ from those recorded, or where the
+    function's own names mean another module, optimizer or tensor; learning rates and other numbers of an optimizer, and random numbers,
+    go on by themselves.
+
     Results are off the tape, and overwritten by the next call, as are gradients of leaves that are no parameters: touching an older one
-    raises; `.clone()` what is to be kept.
+    raises; `.clone()` what is to be kept. (`.numpy()` copies them; `.data` is the buffer itself.) Where the function returns arrays, they
+    are copies.
 
     recordings: how many are kept; the one that was not used for longest goes first.
-    batches: a `gp.data.DataLoader`; the result is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and gathered
-    within the recording, so that nothing comes from the host.
-    Raises: CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape depends on
-    values, where a second run is not like the first, for what it cannot return, for an array that NumPy makes within the function and that
-    may be another in each run, and for an argument in the memory of a parameter or another tensor that the function changes. Parameters
-    are then as before the call, and `captured.eager(...)` is the function itself.
+    batches: a `gp.data.DataLoader`; the result `run` is then a `Loop`: `run(n)` makes n steps on its next batches, which are chosen and
+    gathered within the recording, so that nothing comes from the host.
+    Raises: gp.errors.CaptureError, where the function reads a value on the host (`loss.item()`, `if t > 0`, `print(t)`), where a shape
+    depends on values, where a second run is not like the first or reads what the first has made, for what it cannot return, for an array
+    that is made within the function, unseen, and that may be another in each run, and for an argument in the memory of a parameter or
+    another tensor that the function changes. Most of it shows in the second call: the first has run as usual. Parameters are then as
+    before the call, and `captured.eager(...)` is the function itself.
     """
     if function is None:
         return functools.partial(capture, warmup=warmup, recordings=recordings, batches=batches)
@@ -139,6 +148,11 @@ class Captured:
                 differs = listener is not None and listener.heard != recorder.heard
                 if differs and listener.state == recorder.state:  # type: ignore[union-attr]
                     raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
+                if recorder.carried and not differs:
+                    raise _carried(recorder.carried[0])
+                guard = unchanged_names(self.eager)
+                if guard is not None:
+                    recorder.guards.append(guard)
                 check_apart([array for array in arrays if is_array(array)], [span(array) for array in recorder.changed])
             recording = recorder.finish()
         except BaseException:
@@ -177,7 +191,12 @@ class Loop:
         if not isinstance(loader, DataLoader):
             raise ArgumentError(f"capture: expected a gp.data.DataLoader as batches, got {type(loader).__name__}")
         self.loader, self.step = loader, step
+        if not len(loader):
+            raise OptionError(
+                f"capture: expected batches, got none of {len(loader.dataset)} samples; lower batch_size, or keep the last"
+            )
         self.epoch = self.batch = 0
+        self._has_order = False  # of the epoch's samples
         count, device = len(loader.dataset), loader.dataset.tensors[0].device
         self._order = arange(count, device=device)  # of the epoch's samples
         self._start = arange(1, device=device)  # of the next batch in it
@@ -186,17 +205,23 @@ class Loop:
 
     def __call__(self, n: int | None = None) -> Any:
         """Makes n steps (None: as many as are left of the epoch), and returns the last one's result. Raises: OptionError for n < 1."""
-        if n is not None and n < 1:
-            raise OptionError(f"run: expected at least one step, got {n}")
+        if n is not None and (not isinstance(n, int) or n < 1):
+            raise OptionError(f"run: expected a number of steps, at least one, got {n!r}")
         result = None
         for _ in range(len(self.loader) - self.batch if n is None else n):
-            if self.batch == 0:
+            if not self._has_order:
                 self._begin()
+                self._has_order = True
             left = len(self.loader.dataset) - self.batch * self.loader.batch_size
-            result = self._next(min(self.loader.batch_size, left))
+            try:
+                result = self._next(min(self.loader.batch_size, left))
+            except BaseException:  # the next call makes this step again
+                with no_grad():
+                    self._start.fill_(self.batch * self.loader.batch_size)
+                raise
             self.batch += 1
             if self.batch == len(self.loader):
-                self.epoch, self.batch = self.epoch + 1, 0
+                self.epoch, self.batch, self._has_order = self.epoch + 1, 0, False
         return result
 
     def _new_order(self) -> None:
@@ -266,8 +291,10 @@ def _structure(value: Any, arrays: list[Any]) -> Any:
         arrays.append(value._data)
         return Tensor
     if isinstance(value, dict):
-        return dict, tuple(
-            (key, _structure(item, arrays)) for key, item in sorted(value.items(), key=lambda i: repr(i[0]))
+        return (
+            dict,
+            tuple(value),
+            tuple((key, _structure(item, arrays)) for key, item in sorted(value.items(), key=lambda i: repr(i[0]))),
         )
     if isinstance(value, (list, tuple)):
         return type(value), tuple(_structure(item, arrays) for item in value)
@@ -282,14 +309,65 @@ def _structure(value: Any, arrays: list[Any]) -> Any:
         raise CaptureError(
             f"capture: expected tensors, arrays, and other arguments that can be compared, got {type(value).__name__}"
         ) from None
-    return type(value), repr(value) if isinstance(
-        value, float
-    ) else value  # 1, 1.0 and True are equal, as are 0.0 and -0.0
+    # 1, 1.0 and True are equal, as are 0.0 and -0.0.
+    return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
 
 
 def _detached(leaf: Any) -> Any:
     """A result as repeated runs return it: off the tape."""
     return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
+
+
+def _carried(what: str) -> CaptureError:
+    return CaptureError(
+        f"capture: expected runs that read what was there before the first of them, got {what} that an earlier run made: names that "
+        "the function assigns to are not assigned again; change such state in place (state.copy_(new), total += loss.detach()), or take "
+        "it as an argument and return it"
+    )
+
+
+def unchanged_names(function: Any) -> Callable[[], bool] | None:
+    """A function that says whether the names by which a function finds modules, optimizers and tensors still mean the same objects.
+
+    Those are globals, what it closes over, and for a method the attributes of its object that it names; not what functions that it calls
+    look up. None where there are none.
+    """
+    owner = getattr(function, "__self__", None)
+    function = getattr(function, "__func__", function)
+    if not isinstance(function, FunctionType):
+        return None
+    used = _names_in(function.__code__)
+    places = [function.__globals__] if owner is None else [function.__globals__, getattr(owner, "__dict__", {})]
+    names = [(d, n, d[n]) for d in places for n in used if isinstance(d.get(n), LOOKED_UP)]
+    cells = [(c, c.cell_contents) for c in function.__closure__ or () if _is_looked_up(c)]
+    if not names and not cells:
+        return None
+
+    def unchanged() -> bool:
+        for attributes, name, value in names:
+            if attributes.get(name) is not value:
+                return False
+        try:
+            for cell, value in cells:
+                if cell.cell_contents is not value:
+                    return False
+        except ValueError:  # nothing in it any more
+            return False
+        return True
+
+    return unchanged
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [_names_in(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _is_looked_up(cell: Any) -> bool:
+    try:
+        return isinstance(cell.cell_contents, LOOKED_UP)
+    except ValueError:  # nothing in it yet
+        return False
 
 
 def _difference(first: list[str], second: list[str]) -> CaptureError:

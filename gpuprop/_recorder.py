@@ -23,7 +23,7 @@ import numpy as np
 from ._layout import memory_of, span
 from ._recording import Recording
 from ._tensor import Tensor, _copied
-from ._trace import owner, plain
+from ._trace import Traced, owner, plain
 from ._tree import flatten
 from .device import BACKENDS, device_of, is_array
 from .errors import CaptureError
@@ -50,6 +50,9 @@ def refusal(what: str, instead: str, error: BaseException | None = None) -> Capt
     return CaptureError(f"capture: expected calls that can be repeated, got {what}{user_line(error)}; {instead}")
 
 
+PLAIN = (bool, int, float, str, tuple, type(None))  # attributes of modules that ops are called with
+
+
 class Recorder:
     """Notes the ops of one run, in order."""
 
@@ -61,6 +64,7 @@ class Recorder:
         self.epilogues: Counter[str] = Counter()  # of matrix products
         self.plan: Any = None  # of the memory that a recording of such a run needs
         self.taken_in: list[Entry] = []
+        self.made: dict[int, weakref.ref] = {}  # what owns results of ops, by its id
 
     def listens(self) -> contextlib.AbstractContextManager:
         """The run that is listened to is made in this context."""
@@ -75,10 +79,29 @@ class Recorder:
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
         """The implementation that an op is going to call, and its generic rule, each as they are to be called."""
+        self.hears(op, inputs, arrays)
+        return self._noting(function), None if generic is None else (self._noting(generic[0]), *generic[1:])
+
+    def hears(self, op: Any, inputs: Sequence, arrays: Sequence) -> None:
+        """An op is called."""
         self.heard.append(f"{op.name}({', '.join(map(describe, arrays))})")
         self.state.append([isinstance(t, Tensor) and t._node is not None for t in inputs])
         self._see(arrays)
-        return function, generic
+
+    def _noting(self, function: Callable) -> Callable:
+        """A function whose results are known later on."""
+
+        def noted(*args: Any, **options: Any) -> Any:
+            result = function(*args, **options)
+            if isinstance(result, np.generic):
+                result = np.asarray(result)
+            for array in result if isinstance(result, tuple) else (result,):
+                if is_array(array):
+                    root = _root(array)
+                    self.made[id(root)] = weakref.ref(root)
+            return result
+
+        return noted
 
     def hearing(self, name: str, function: Callable, kept: Sequence, again: bool) -> Callable:
         """A gradient rule or implementation as it is to be called, with what was kept for it; again: perhaps not for the last time."""
@@ -115,9 +138,9 @@ class Recorder:
         """Arrays, or a tuple of them, as the function is to see them that computes with them itself."""
         return values
 
-    def takes_in(self, array: np.ndarray) -> None:
-        """An array of NumPy's becomes a tensor, or an operand."""
-        self.taken_in.append(Entry(weakref.ref(owner(array)), span(array), _digest(array)))
+    def takes_in(self, array: np.ndarray, of_python: bool = False) -> None:
+        """An array of NumPy's becomes a tensor, or an operand. of_python: it was made of numbers, just now."""
+        self.taken_in.append(Entry(weakref.ref(owner(array)), (*span(array), array.strides), _digest(array)))
 
     def shares(self, array: Any) -> None:
         """A tensor was made that shares the memory of an array."""
@@ -168,8 +191,12 @@ class Entry(NamedTuple):
     """An array of NumPy's as it came into a run: what owns its memory, where that is, and a digest of what it held."""
 
     owner: weakref.ref
-    span: tuple[int, int]
+    place: tuple
     digest: Any
+
+
+def _root(array: Any) -> Any:
+    return owner(array) if isinstance(array, np.ndarray) else array
 
 
 def _digest(array: np.ndarray) -> Any:
@@ -214,6 +241,9 @@ class StateRecorder(Recorder):
             Any, tuple[Any, bool]
         ] = {}  # leaf -> (array of its gradient before, whether that was added to)
         self.versions: list[list[int]] = []
+        self.carried: list[str] = []  # inputs of ops that an earlier run made
+        self.settings: list[tuple[dict[str, Any], str, Any]] = []  # attributes of modules: where, name, value
+        self.are_tensors: list[bool] = []  # for each output
         self.changed: list[Any] = []  # arrays in memory that was there before the run, and that it writes to
         self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
         self.guards: list[Callable[[], bool]] = []
@@ -223,23 +253,26 @@ class StateRecorder(Recorder):
 
     def follows(self, listener: Recorder | None, given_arrays: bool) -> None:
         """Says what has heard an earlier run, and whether arguments of this one are arrays, which NumPy may work on unseen."""
-        self.earlier = listener.taken_in if listener is not None else None
+        self.earlier = iter(listener.taken_in) if listener is not None else None
+        self.made_earlier = listener.made if listener is not None else {}
         self.given_arrays = given_arrays
 
-    def takes_in(self, array: np.ndarray) -> None:
+    def takes_in(self, array: np.ndarray, of_python: bool = False) -> None:
         super().takes_in(array)
-        if self.earlier is None or type(array) is not np.ndarray:
+        if self.earlier is None or type(array) is Traced:
             return
         if self.array_type is np.ndarray and not self.is_lasting(array):
             return
         now = self.taken_in[-1]
-        for before in self.earlier:
-            if before.owner() is owner(array) and before.span == now.span:
+        for before in self.earlier:  # in their order; the earlier run may have made more, which the function has kept
+            there = before.owner() is owner(array) and before.place == now.place
+            if before.digest == now.digest and (there or of_python or not self.given_arrays):
                 return
-            if before.digest == now.digest and not self.given_arrays:
-                return
+        made = f"an array of {array.dtype} {array.shape} that was made within the function"
+        if of_python:
+            self.refuse(f"{made} of other numbers than before", "make it with gpuprop, or take it as an argument")
         self.refuse(
-            f"an array of {array.dtype} {array.shape} that NumPy made within the function, unseen, and that may be another in each run",
+            f"{made} by NumPy, unseen, and that may be another in each run",
             "make it before the call if it stays, else with gpuprop; of arguments that are arrays, NumPy shows what its ufuncs and "
             "their methods do, not np.array and np.asarray",
         )
@@ -252,6 +285,7 @@ class StateRecorder(Recorder):
         """What the function returned; still in the run."""
         leaves, self.build = flatten(result)
         self.outputs = [self.output(leaf) for leaf in leaves]
+        self.are_tensors = [isinstance(leaf, Tensor) for leaf in leaves]
 
     def output(self, result: Any) -> Any:
         """A result of the function as the array that will hold it, or as the tensor that it always is."""
@@ -277,12 +311,22 @@ class StateRecorder(Recorder):
         for t in inputs:
             if isinstance(t, Tensor) and id(t) not in self.inputs and self.is_lasting(t._data):
                 self.tensors.setdefault(id(t), (t, t._data, t._node is None))
+                root = _root(t._data)
+                known = self.made_earlier.get(id(root))
+                if known is not None and known() is root:
+                    self.carried.append(describe(t))
         if not (op.capturable(arrays) if callable(op.capturable) else op.capturable):
             self.refuse(f"{op.name}, where a shape depends on values", "compute that outside of the function")
-        function, generic = super().listening(op, inputs, arrays, function, generic)
+        self.hears(op, inputs, arrays)
         if generic is not None:
             generic = (self.logged(op.name, generic[0]), *generic[1:])
         return self.logged(op.name, function), generic
+
+    def calls(self, module: Any) -> None:
+        known = len(self.modules)
+        super().calls(module)
+        for each in self.modules[known:]:
+            self.settings += [(each.__dict__, *item) for item in each.__dict__.items() if isinstance(item[1], PLAIN)]
 
     def is_lasting(self, array: Any) -> bool:
         """Whether an array was there before the run."""

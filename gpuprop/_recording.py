@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._layout import copied_alike, is_foreign, layout_of, memory_of, span
 from ._tensor import Tensor, finish_sums, number
 from .errors import CaptureError
@@ -55,14 +57,22 @@ class Recording:
             for name, value in module.__dict__.items()
             if isinstance(value, Tensor) or id(value) in known
         ]
+        # Numbers that the run itself has changed, a module's count of its calls for one, are not what it depended on.
+        self.parts += [(d, n, v) for d, n, v in recorder.settings if n != "training" and d.get(n, self) is v]
         self.leaves = []
+        self.left: list[tuple[Any, Any]] = []  # leaves, and the gradients that the run leaves there
+        self.added: list[Any] = []  # leaves to whose gradient the run adds, whatever tensor that is
         self.fresh: list[
             tuple[Any, Any]
         ] = []  # leaves whose gradients are buffers of the recording, as its results are
         for leaf, (before, added_to) in recorder.leaves.items():
             after = leaf.grad
             stayed = after is not None and after._data is before  # then the run read it, or wrote over it
-            self.leaves.append((leaf, before, added_to or stayed, after, leaf.hooks))
+            self.leaves.append((leaf, before, added_to or stayed, leaf.hooks))
+            if not stayed:
+                self.left.append((leaf, after))
+            elif added_to:
+                self.added.append(leaf)
             if after is not None and not stayed and after._node is None and not recorder.is_lasting(after._data):
                 self.fresh.append((leaf, after._data))
         self.versions = recorder.versions
@@ -70,6 +80,7 @@ class Recording:
         self.guards = recorder.guards
         self.mode = recorder.mode
         self.outputs, self.build = recorder.outputs, recorder.build
+        self.copies = [i for i, tensor in enumerate(recorder.are_tensors) if not tensor]  # of outputs that are arrays
         self.generation = 0
 
     def takes(self, arrays: Sequence[Any]) -> bool:
@@ -88,7 +99,7 @@ class Recording:
         for tensor, data, constant in self.tensors:
             if tensor._data is not data or (tensor._node is None) is not constant:
                 return False
-        for leaf, before, added_to, _, hooks in self.leaves:
+        for leaf, before, added_to, hooks in self.leaves:
             grad = leaf.grad
             if before is None:
                 if grad is not None:
@@ -120,11 +131,15 @@ class Recording:
         for version in self.versions:
             if len(version) > 1:
                 finish_sums(version)
+        for leaf in self.added:
+            finish_sums(leaf.grad.version())
         self.repeat(arrays)
         now = next(number)
         for version in self.versions:
             version[0] = now
-        for leaf, _, _, after, _ in self.leaves:
+        for leaf in self.added:
+            leaf.grad.version()[0] = now
+        for leaf, after in self.left:
             leaf.grad = after
         for generator, _, _, blocks in self.generators:
             self.advance(generator, blocks)
@@ -174,7 +189,10 @@ class Recording:
         self.generation += 1
         for leaf, array in self.fresh:
             leaf.grad = Played(array, self)
-        return self.build([out if isinstance(out, Tensor) else Played(out, self) for out in self.outputs])
+        results = [out if isinstance(out, Tensor) else Played(out, self) for out in self.outputs]
+        for i in self.copies:
+            results[i] = self.outputs[i].copy()
+        return self.build(results)
 
 
 class Played(Tensor):
@@ -183,6 +201,10 @@ class Played(Tensor):
     def __init__(self, array: Any, recording: Recording):
         # One by one: `__dict__.update` takes three times as long.
         self._array, self._recording, self._generation = array, recording, recording.generation
+
+    def _peek(self) -> np.ndarray:
+        """The values, where the next call does not overwrite them."""
+        return super()._peek().copy() if type(self._data) is np.ndarray else super()._peek()
 
     @property
     def _data(self) -> Any:  # type: ignore[misc]

@@ -601,6 +601,8 @@ class Tensor:
             raise DtypeError(f"{what}: expected a tensor, an array or a number, got {value!r}")
         if isinstance(value, np.generic):
             return value.item()
+        if isinstance(value, np.ndarray) and _tape.tape.recorder is not None:
+            _tape.tape.recorder.takes_in(value)
         if isinstance(value, (list, np.ndarray)) and type(self._data) is not np.ndarray:
             return BACKENDS[type(self._data)].asarray(np.asarray(value), self.device)
         return value
@@ -789,6 +791,8 @@ def as_data(data: Any, *, dtype: Any = None, device: Any = None, copy: bool = Fa
     else:
         array = _from_python(data, dtype)
         copy = _tape.tape.recorder is not None  # its values are the same at the start of every run
+        if copy:
+            _tape.tape.recorder.takes_in(array, of_python=True)
         place = place or default_device()
     if isinstance(array, np.ndarray):
         array = host_array("tensor", array)
@@ -887,8 +891,9 @@ def _creator(name: str, doc: str, takes_fill: bool = False) -> Callable:
             else:
                 raise ArgumentError(f"{name}: expected a shape and a value, got {shape}; say gp.{name}((2, 3), 0.5)")
             fill = _plain(fill)
-            if dtype is None:
-                dtype = as_data(fill).dtype
+            if dtype is None or _tape.tape.recorder is not None:  # which hears of the number
+                filled = as_data(fill).dtype
+                dtype = filled if dtype is None else dtype
         if given:
             raise ArgumentError(f"{name}: unknown argument {next(iter(given))!r}")
         sizes = _as_shape(name, shape)

@@ -472,11 +472,38 @@ def test_steps_on_the_batches_of_a_loader(place, options):
         same(a, b)
 
 
+def test_no_batches_are_refused():
+    loader = gp.data.DataLoader(gp.ones(3, 2), batch_size=8, drop_last=True)
+    with pytest.raises(ValueError, match="expected batches, got none of 3 samples"):
+        gp.capture(lambda x: x, batches=loader)
+
+
+def test_an_error_in_the_first_step_keeps_the_order():
+    def run(errors):
+        data = gp.arange(12.0)
+        loader = gp.data.DataLoader(data, batch_size=4, shuffle=True, generator=gp.Generator("cpu", 3))
+        seen = []
+
+        def step(x):
+            if len(seen) < errors:
+                seen.append(None)
+                raise KeyError
+            return x * 1.0
+
+        run = gp.capture(step, batches=loader)
+        for _ in range(errors):
+            with pytest.raises(KeyError):
+                run(1)
+        return [run(1).numpy().tolist() for _ in range(6)]
+
+    assert run(0) == run(2)
+
+
 def test_what_is_no_loader_is_refused():
     with pytest.raises(TypeError, match="DataLoader as batches, got list"):
         gp.capture(lambda x: x, batches=[1, 2])
     loader = gp.data.DataLoader(gp.ones(4, 2), batch_size=2)
-    with pytest.raises(ValueError, match="at least one step, got 0"):
+    with pytest.raises(ValueError, match="at least one, got 0"):
         gp.capture(lambda x: x.sum(), batches=loader)(0)
 
 

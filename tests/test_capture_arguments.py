@@ -259,7 +259,7 @@ def test_values_that_numpy_computed_unseen(hidden):
     captured = gp.capture(lambda x: gp.asarray(hidden(x) * 2.0))
     x = np.ones(5, np.float32)
     captured(x)
-    with pytest.raises(CaptureError, match=r"NumPy made within the function.*test_capture_arguments"):
+    with pytest.raises(CaptureError, match=r"made within the function by NumPy.*test_capture_arguments"):
         captured(x)
     seen = gp.capture(lambda x: gp.asarray(x * 2.0))
     for i in range(4):
@@ -274,6 +274,69 @@ def test_random_numbers_of_numpy(enter):
     captured(gp.ones(4))
     with pytest.raises(CaptureError, match=r"may be another in each run"):
         captured(gp.ones(4))
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        lambda v: gp.tensor([v, 1.0]),
+        lambda v: gp.tensor(v),
+        lambda v: gp.full((2,), v),
+        lambda v: gp.full(2, v, dtype=np.float32),
+    ],
+)
+def test_random_numbers_of_python(enter):
+    captured = gp.capture(lambda x: x + enter(RNG.random()))
+    captured(gp.ones(2))
+    with pytest.raises(CaptureError, match=r"other numbers than before"):
+        captured(gp.ones(2))
+    captured = gp.capture(lambda x: gp.asarray(x) + enter(0.25))
+    for i in range(4):  # of arrays, too, where NumPy's own arrays are refused
+        x = np.full(2, i, np.float32)
+        assert bits(captured(x)) == bits(gp.asarray(x) + enter(0.25))
+
+
+def test_batches_in_another_order():
+    data, rng = np.arange(16, dtype=np.float32).reshape(4, 4), np.random.default_rng(0)
+
+    def function(x):
+        for i in rng.permutation(4):
+            x = x * 0.5 + gp.tensor(data[i])
+        return x
+
+    captured = gp.capture(function)
+    captured(gp.ones(4))
+    with pytest.raises(CaptureError, match="may be another in each run"):
+        captured(gp.ones(4))
+
+
+@pytest.mark.parametrize(
+    "enter", [lambda x, a: x + gp.tensor(a), lambda x, a: (x * 1.0).add_(a)], ids=["tensor", "in place"]
+)
+def test_a_buffer_that_numpy_fills_again(enter):
+    buffer = np.zeros(4, np.float32)
+
+    def function(x):
+        buffer[:] = RNG.standard_normal(4)
+        return enter(x, buffer)
+
+    captured = gp.capture(function)
+    captured(gp.ones(4))
+    with pytest.raises(CaptureError, match="may be another in each run"):
+        captured(gp.ones(4))
+
+
+def test_rows_of_a_file(tmp_path):
+    rows = np.memmap(tmp_path / "rows", np.float32, "w+", shape=(6, 4))
+    rows[:] = RNG.standard_normal((6, 4))
+    count = iter(range(6))
+    captured = gp.capture(lambda: gp.asarray(rows[next(count)]) * 2.0)
+    captured()
+    with pytest.raises(CaptureError, match="may be another in each run"):
+        captured()
+    double = gp.capture(lambda x: x * 2.0)
+    for row in rows:
+        assert bits(double(gp.asarray(row))) == bits(gp.asarray(row) * 2.0)
 
 
 def test_batches_that_python_counts():

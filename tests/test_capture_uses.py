@@ -265,6 +265,135 @@ def test_what_was_listened_to_is_not_kept_for_ever():
     assert len(f._listened) < 50
 
 
+# --- What Python has kept from earlier calls ------------------------------------------------------------------------
+
+
+def carried(state, x):
+    state["h"] = gp.numpy.tanh(state["h"] + x)
+    return state["h"] * 2.0
+
+
+def added(state, x):
+    state["h"] = state["h"] + x.sum().detach()
+    return x * 1.0
+
+
+@pytest.mark.parametrize("function, first", [(carried, gp.zeros(3)), (added, gp.zeros(()))])
+def test_state_that_names_carry_is_refused(function, first):
+    state = {"h": first}
+    captured = gp.capture(lambda x: function(state, x))
+    captured(gp.ones(3))
+    with pytest.raises(CaptureError, match=r"that an earlier run made.*copy_"):
+        captured(gp.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"drop_last": True}])
+def test_a_loader_in_a_captured_function(place, options):
+    def run(wrap):
+        def epoch(x):
+            total = gp.zeros(3, device=place)
+            for (batch,) in gp.data.DataLoader((x,), 4, generator=generator, **options):
+                total = total * 0.5 + batch.sum(axis=0)
+            return total + gp.data.TensorDataset(x).take(gp.tensor([1, 3], device=place)).tensors[0].sum(axis=0)
+
+        generator = gp.Generator(place, 3) if options.get("shuffle") else None
+        epoch = wrap(epoch)
+        return [epoch(gp.arange(30.0, device=place).reshape(10, 3) * i).numpy().tobytes() for i in range(5)]
+
+    assert run(lambda f: f) == run(gp.capture)
+
+
+def test_the_order_of_keywords_is_part_of_the_signature():
+    captured = gp.capture(lambda **given: gp.numpy.stack(list(given.values())))
+    a, b = gp.zeros(2), gp.ones(2)
+    for _ in range(3):
+        assert captured(a=a, b=b).numpy()[0, 0] == 0
+    for _ in range(3):
+        assert captured(b=b, a=a).numpy()[0, 0] == 1
+    quotient = gp.capture(lambda x, k: x / k)
+    with np.errstate(divide="ignore"):
+        for k in (0.0, 0.0, 0.0, -0.0):
+            result = quotient(gp.ones(1), np.float32(k))
+    assert result.numpy()[0] == -np.inf
+
+
+def test_state_that_is_changed_in_place():
+    def run(wrap):
+        total = gp.zeros(3)
+        step = wrap(lambda x: total.add_(x) * 2.0)
+        return [step(gp.ones(3) * i).numpy().copy() for i in range(5)]
+
+    np.testing.assert_array_equal(run(lambda f: f), run(gp.capture))
+
+
+def test_names_that_mean_other_objects():
+    def run(wrap):
+        model = nn.Linear(3, 2, generator=gp.Generator("cpu", 1))
+        optimizer = gp.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x):
+            optimizer.zero_grad()
+            loss = (model(x) ** 2).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step, seen = wrap(step), []
+        for i in range(12):
+            if i == 4:
+                model = nn.Linear(3, 2, generator=gp.Generator("cpu", 2))
+                optimizer = gp.optim.SGD(model.parameters(), lr=0.1)
+            if i == 8:
+                optimizer = gp.optim.Adam(model.parameters(), lr=0.1)
+            seen.append(step(gp.ones(4, 3)).item())
+        return seen
+
+    assert run(lambda f: f) == run(gp.capture)
+
+
+def test_numbers_of_modules():
+    def run(wrap):
+        model = nn.Sequential(nn.Dropout(0.5, generator=gp.Generator("cpu", 1)), nn.BatchNorm1d(4))
+        model.calls = 0
+
+        def step(x):
+            model.calls += 1  # changes in each run, and is no reason to record anew
+            return model(x)
+
+        step, seen = wrap(step), []
+        for i in range(12):
+            if i == 4:
+                model[0].p = 0.1
+            if i == 8:
+                model[1].momentum = 0.5
+            step(gp.ones(5, 4) * (i + 1))
+            seen.append([model[1].running_mean.numpy().copy(), model[1].running_var.numpy().copy()])
+        return seen, step
+
+    eager, (captured, step) = run(lambda f: f)[0], run(gp.capture)
+    for a, b in zip(eager, captured, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "3 recordings" in repr(step)
+
+
+def test_values_of_results_outlive_the_next_call():
+    captured, kept = gp.capture(lambda x: (x * 2.0, x.sum())), []
+    for i in range(5):
+        a, b = captured(gp.ones(3) * i)
+        kept.append((a.numpy(), b.detach().cpu().numpy(), np.asarray(a)))
+    for i, (a, b, c) in enumerate(kept):
+        assert a.tolist() == c.tolist() == [2 * i] * 3 and b == 3 * i
+
+
+def test_arrays_in_arrays_out():
+    captured, kept = gp.capture(gp.value_and_grad(lambda x: (x * x).sum())), []
+    for i in range(4):
+        kept.append(captured(np.full(3, i, np.float32)))
+    for i, (value, gradient) in enumerate(kept):
+        assert type(value) is type(gradient) is np.ndarray
+        assert value == 3 * i * i and gradient.tolist() == [2 * i] * 3
+
+
 # --- Gradients, and what is changed in place ------------------------------------------------------------------------
 
 
@@ -323,6 +452,74 @@ def test_adding_to_a_gradient_is_a_change_in_place(make):
         step(gp.ones(3))
         with pytest.raises(MutationError):
             z.backward()
+
+
+@pytest.mark.parametrize("kind", [gp.optim.SGD, gp.optim.Adam, gp.optim.AdamW])
+@pytest.mark.parametrize("eager", ["never", "between", "every other"])
+def test_steps_of_one_optimizer_on_parts_of_a_model(place, kind, eager):
+    def run(wrap):
+        shared, *heads = (nn.Linear(4, 4, generator=gp.Generator("cpu", i)).to(place) for i in range(3))
+        optimizer = kind([p for layer in (shared, *heads) for p in layer.parameters()], lr=0.1)
+
+        def step_of(head):
+            def step(x):
+                optimizer.zero_grad()
+                (head(shared(x)) ** 2.0).mean().backward()
+                optimizer.step()
+
+            return step
+
+        steps = [step_of(head) for head in heads]
+        captured = [wrap(step) for step in steps]
+        for i in range(14):
+            usual = (eager == "between" and i == 6) or (eager == "every other" and i % 2)
+            (steps if usual else captured)[i % 2 if eager != "between" else i == 6](
+                gp.ones(3, 4, device=place) * (0.1 * i)
+            )
+        return [p.numpy().tobytes() for layer in (shared, *heads) for p in layer.parameters()]
+
+    assert run(lambda f: f) == run(gp.capture)
+
+
+@pytest.mark.parametrize("make", [nn.Parameter, lambda a: gp.asarray(a).requires_grad_()], ids=["parameter", "tensor"])
+def test_gradients_pass_from_one_captured_function_to_another(place, make):
+    def run(wrap):
+        w = make(gp.ones(3, device=place).data)
+        optimizer = gp.optim.SGD([w], lr=0.1)
+
+        def gradient(x):
+            w.grad = None
+            (w * w * x).sum().backward()
+
+        gradient, update, seen = wrap(gradient), wrap(optimizer.step), []
+        more = wrap(lambda x: (w * x).sum().backward())
+        for i in range(8):
+            gradient(gp.ones(3, device=place) * (i + 1))
+            if i > 3:
+                more(gp.ones(3, device=place))
+            update()
+            seen += [w.grad.numpy().tobytes(), w.numpy().tobytes()]
+        return seen
+
+    assert run(lambda f: f) == run(gp.capture)
+
+
+@pytest.mark.parametrize("make", [nn.Parameter, lambda a: gp.asarray(a).requires_grad_()], ids=["parameter", "tensor"])
+def test_accumulation_with_a_shorter_last_group(place, make):
+    def run(wrap):
+        w = make(gp.ones(3, device=place).data)
+        optimizer = gp.optim.SGD([w], lr=0.1)
+        add, seen = wrap(lambda x: (w * w * x).sum().backward()), []
+        for _ in range(4):
+            for i in range(5):
+                add(gp.ones(2, 3, device=place) * (i + 1))
+                if i % 2 == 1 or i == 4:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    seen.append(w.numpy().tobytes())
+        return seen
+
+    assert run(lambda f: f) == run(gp.capture)
 
 
 def test_a_refusal_takes_dates_back():

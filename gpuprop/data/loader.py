@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .._random import randperm
-from .._tensor import Tensor, arange, asarray, get_default_dtype
+from .._tensor import Tensor, _copied, arange, asarray, get_default_dtype
 from ..errors import ArgumentError, BoundsError, DeviceError, OptionError, ShapeError
 from ..ops.indexing import gather_rows
-from ..tape import call
+from ..tape import call, compute
 
 
 class TensorDataset:
@@ -44,13 +44,17 @@ class TensorDataset:
     def take(self, indices: Any) -> TensorDataset:
         """The samples at `indices` (an integer array on the same device) as a data set of their own; copies them."""
         index = indices.data if isinstance(indices, Tensor) else indices
-        return TensorDataset(*(Tensor(t.data.take(index, axis=0)) for t in self.tensors))
+        return TensorDataset(*(Tensor(compute(_taken, t.data, index)) for t in self.tensors))
 
     def to(self, device: Any) -> TensorDataset:
         """The data set on another device; itself where it is there already."""
         if all(t.device == device for t in self.tensors):
             return self
         return TensorDataset(*(t.to(device=device) for t in self.tensors))
+
+
+def _taken(array: Any, index: Any) -> Any:
+    return array.take(index, axis=0)
 
 
 def as_dataset(data: Any) -> TensorDataset:
@@ -112,7 +116,7 @@ class DataLoader:
             if self.shuffle or self.scale is not None:
                 yield self.gather(Tensor(order[rows]))
             else:  # copied, because a change of the batch must not reach the data set
-                yield tuple(Tensor(t.data[rows].copy()) for t in self.dataset.tensors)
+                yield tuple(Tensor(compute(_copied, t.data[rows])) for t in self.dataset.tensors)
 
     def shuffled(self) -> Tensor:
         """The samples in a new order, drawn on the data's device."""

@@ -105,6 +105,7 @@ class Optimizer:
     _tables: list[Table | None]
     _work: Work
     _steppers: dict[tuple[Device, Any], FlatStep]
+    _lent: bool
 
     def __init_subclass__(cls, **fused: Flat) -> None:
         """`class Adam(Optimizer, cuda=flat(...))`: kernels that make the step, by backend. A subclass may compute something else, so
@@ -252,14 +253,14 @@ class Optimizer:
         """A function that makes the options and step counts, and who knows them, again what they are now."""
         groups = [dict(group) for group in self.param_groups]
         counts = [(record, record["step"]) for record in self._state.values() if "step" in record]
-        prepared = list(self._tables), self._work, self._steppers, self._unsettled
+        prepared = list(self._tables), self._work, self._steppers, self._unsettled, self._lent
 
         def restore() -> None:
             for group, before in zip(self.param_groups, groups):
                 group.update(before)
             for record, count in counts:
                 record["step"] = count
-            self._tables, self._work, self._steppers, self._unsettled = prepared
+            self._tables, self._work, self._steppers, self._unsettled, self._lent = prepared
 
         return restore
 
@@ -281,10 +282,19 @@ class Optimizer:
 
         return stays
 
+    def counts_agree(self, work: Work) -> bool:
+        """Whether the parameters of each run that kernels update have made the same number of steps, as when it was one."""
+        for members in work.fused.values():
+            for _, run in members:
+                if len({record["step"] for record in run.records}) > 1:
+                    return False
+        return True
+
     def repeatable(self, work: Work, skips: bool) -> Callable[[], None]:
         """Has the next step made by steppers that nobody else uses, and returns what the host has to do before a device repeats it."""
         self.state  # noqa: B018  (settled)
         self._steppers = {place: self._stepper(place, members) for place, members in work.fused.items()}
+        self._lent = True
         tables, steppers = list(self._tables), self._steppers
 
         def refresh() -> None:
@@ -296,6 +306,7 @@ class Optimizer:
             if self._steppers is not steppers:  # what comes after it goes on from here
                 self.state  # noqa: B018
                 self._tables, self._work, self._steppers = list(tables), work, steppers
+                self._lent = True
             refresh()
             for stepper in steppers.values():
                 stepper.count(skips)
@@ -335,6 +346,9 @@ class Optimizer:
                 runs.append((index, run))
                 if not p.data.flags.c_contiguous:
                     copies.append((p.data, run.values))
+        if self._lent:  # a recording repeats its steppers' kernels on the runs that they have loaded
+            self.state  # noqa: B018  (settled)
+            self._steppers, self._lent = {}, False
         work = self._work = Work([], {}, [version for _, run in runs for version in run.versions], {})
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             work.gradients.setdefault(p.device, []).append(p.grad.data)
@@ -506,6 +520,7 @@ class Optimizer:
         self._scratch: dict[Any, list[Any]] = {}
         self._work = Work([], {}, [], {})
         self._steppers = {}
+        self._lent = False  # whether a recording uses the steppers
         self._unsettled = False  # whether only the device knows how many steps were made
 
     def _names(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -615,7 +630,7 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         self.state  # noqa: B018  (settled)
         # What follows from the rest, and refers to memory that a copy does not share.
-        private = ("_places", "_tables", "_scratch", "_work", "_steppers", "_unsettled")
+        private = ("_places", "_tables", "_scratch", "_work", "_steppers", "_lent", "_unsettled")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
