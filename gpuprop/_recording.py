@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,14 +52,15 @@ class Recording:
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         known = {id(module) for module in recorder.modules}
-        self.parts = [
+        parts = [
             (module.__dict__, name, value)
             for module in recorder.modules
             for name, value in module.__dict__.items()
             if isinstance(value, Tensor) or id(value) in known
         ]
         # Numbers that the run itself has changed, a module's count of its calls for one, are not what it depended on.
-        self.parts += [(d, n, v) for d, n, v in recorder.settings if n != "training" and d.get(n, self) is v]
+        parts += [(d, n, v) for d, n, v in recorder.settings if n != "training" and d.get(n, self) is v]
+        self.parts = [part[0] for part in parts], [part[1] for part in parts], [part[2] for part in parts]
         self.leaves = []
         self.left: list[tuple[Any, Any]] = []  # leaves, and the gradients that the run leaves there
         self.added: list[Any] = []  # leaves to whose gradient the run adds, whatever tensor that is
@@ -111,9 +113,9 @@ class Recording:
         for module, training in self.modules:
             if module.training is not training:
                 return False
-        for attributes, name, value in self.parts:
-            if attributes.get(name) is not value:
-                return False
+        attributes, names, values = self.parts
+        if not all(map(is_, map(dict.get, attributes, names), values)):
+            return False
         for generator, seed, offset, _ in self.generators:
             if generator.seed != seed:
                 return False
@@ -132,13 +134,17 @@ class Recording:
             if len(version) > 1:
                 finish_sums(version)
         for leaf in self.added:
-            finish_sums(leaf.grad.version())
+            version = leaf.grad._version  # None: nothing has been computed from it
+            if version is not None and len(version) > 1:
+                finish_sums(version)
         self.repeat(arrays)
         now = next(number)
         for version in self.versions:
             version[0] = now
         for leaf in self.added:
-            leaf.grad.version()[0] = now
+            version = leaf.grad._version
+            if version is not None:
+                version[0] = now
         for leaf, after in self.left:
             leaf.grad = after
         for generator, _, _, blocks in self.generators:
