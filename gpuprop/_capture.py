@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
@@ -15,7 +16,7 @@ from . import _matmul
 from ._calls import CpuRecorder
 from ._layout import copied_alike, layout_of, span
 from ._op import REGISTRY
-from ._recorder import Recorder, StateRecorder
+from ._recorder import Recorder, StateRecorder, digest_of
 from ._recording import Recording, check_apart
 from ._tensor import Tensor, arange, get_default_dtype
 from ._tree import flatten, map_leaves
@@ -88,6 +89,7 @@ class Captured:
             recording = self.recording
             if (
                 recording is not None
+                and recording.unproven is None
                 and recording.structure == structure
                 and recording.takes(arrays)
                 and recording.fits()
@@ -102,6 +104,8 @@ class Captured:
     def _call_otherwise(self, arrays: list[Any], structure: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """By another recording, by making one, or as usual."""
         for key, recording in reversed(self._recordings.items()):
+            if recording.unproven is not None and recording.unproven != _digests(arrays):
+                continue
             if recording.structure == structure and recording.takes(arrays) and recording.fits():
                 self._recordings.move_to_end(key)
                 self.recording = recording
@@ -111,6 +115,7 @@ class Captured:
         times, listener = self._listened.get(signature, (0, None))
         if times < self.warmup:
             recorder = listener_for(arrays)
+            recorder.arguments = _digests(arrays) if _has_arrays(args, kwargs) else None
             with Mode(recorder=recorder), recorder.listens():
                 result = map_leaves(_detached, self.eager(*args, **kwargs))
             if not self._modules:  # from now on signatures say which of them train
@@ -135,6 +140,7 @@ class Captured:
         copies = {id(array): Tensor(copied_alike(array)) for array in arrays if is_array(array)}
         held = [copies.get(id(array), array) for array in arrays]
         inputs = [t for t in held if isinstance(t, Tensor)]
+        arrays_given = [array for array in arrays if is_array(array)]
         recorder = recorder_for(inputs, listener)
         recorder.follows(listener, any(map(is_array, given)))
         plain = [
@@ -148,12 +154,12 @@ class Captured:
                 differs = listener is not None and listener.heard != recorder.heard
                 if differs and listener.state == recorder.state:  # type: ignore[union-attr]
                     raise _difference(listener.heard, recorder.heard)  # type: ignore[union-attr]
-                if recorder.carried and not differs:
-                    raise _carried(recorder.carried[0])
+                if recorder.complaints and not differs:
+                    raise recorder.complaints[0]
                 guard = unchanged_names(self.eager)
                 if guard is not None:
                     recorder.guards.append(guard)
-                check_apart([array for array in arrays if is_array(array)], [span(array) for array in recorder.changed])
+                check_apart(arrays_given, [span(array) for array in recorder.changed])
             recording = recorder.finish()
         except BaseException:
             recorder.undo()
@@ -163,6 +169,11 @@ class Captured:
             self._listen(signature, self.warmup, recorder.notes())
             return recording.results()
         recording.structure = structure
+        recorder.arguments = _digests(arrays_given) if recorder.by_value else None
+        if recorder.by_value and recorder.arguments == listener.arguments:  # type: ignore[union-attr]
+            recording.unproven = (
+                recorder.arguments
+            )  # good for these arguments; with others, the function is heard again
         self.recording = recording
         self._recordings[id(recording)] = recording
         while len(self._recordings) > self.most:
@@ -275,6 +286,14 @@ def _arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     return arrays, (structure, _same_ones(arrays), _matmul.settings, get_default_dtype())
 
 
+def _has_arrays(args: tuple, kwargs: dict[str, Any]) -> bool:
+    return any(map(is_array, flatten((args, kwargs))[0]))
+
+
+def _digests(arrays: list[Any]) -> list[Any]:
+    return [digest_of(array) for array in arrays if isinstance(array, np.ndarray)]
+
+
 def _same_ones(arrays: list[Any]) -> Any:
     """How many arrays there are, or which of them is first at each place: NumPy makes products of an array with itself otherwise."""
     places = [*map(id, arrays)]
@@ -318,14 +337,6 @@ def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
 
 
-def _carried(what: str) -> CaptureError:
-    return CaptureError(
-        f"capture: expected runs that read what was there before the first of them, got {what} that an earlier run made: names that "
-        "the function assigns to are not assigned again; change such state in place (state.copy_(new), total += loss.detach()), or take "
-        "it as an argument and return it"
-    )
-
-
 def unchanged_names(function: Any) -> Callable[[], bool] | None:
     """A function that says whether the names by which a function finds modules, optimizers and tensors still mean the same objects.
 
@@ -336,10 +347,13 @@ def unchanged_names(function: Any) -> Callable[[], bool] | None:
     function = getattr(function, "__func__", function)
     if not isinstance(function, FunctionType):
         return None
-    used = _names_in(function.__code__)
-    places = [function.__globals__] if owner is None else [function.__globals__, getattr(owner, "__dict__", {})]
-    names = [(d, n, d[n]) for d in places for n in used if isinstance(d.get(n), LOOKED_UP)]
-    cells = [(c, c.cell_contents) for c in function.__closure__ or () if _is_looked_up(c)]
+    loaded, stored = _names_in(function.__code__)
+    known, own = function.__globals__, getattr(owner, "__dict__", {})
+    names = [(known, n, known[n]) for n in loaded["GLOBAL"] - stored["GLOBAL"] if isinstance(known.get(n), LOOKED_UP)]
+    # An attribute's name may be that of another object's: so no tensors, which have methods of many names.
+    names += [(own, n, own[n]) for n in loaded["ATTR"] - stored["ATTR"] if isinstance(own.get(n), LOOKED_UP[1:])]
+    closure = zip(function.__code__.co_freevars, function.__closure__ or ())
+    cells = [(c, c.cell_contents) for n, c in closure if n not in stored["DEREF"] and _is_looked_up(c)]
     if not names and not cells:
         return None
 
@@ -358,9 +372,21 @@ def unchanged_names(function: Any) -> Callable[[], bool] | None:
     return unchanged
 
 
-def _names_in(code: CodeType) -> set[str]:
-    inner = [_names_in(c) for c in code.co_consts if isinstance(c, CodeType)]
-    return set(code.co_names).union(*inner)
+def _names_in(code: CodeType) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """By kind (GLOBAL, ATTR, DEREF) the names that code loads, and those that it stores."""
+    loaded: dict[str, set[str]] = defaultdict(set)
+    stored: dict[str, set[str]] = defaultdict(set)
+    for instruction in dis.get_instructions(code):
+        action, _, kind = instruction.opname.partition("_")
+        kind = {"METHOD": "ATTR", "NAME": "GLOBAL"}.get(kind, kind)
+        if action in ("LOAD", "STORE"):
+            (loaded if action == "LOAD" else stored)[kind].add(str(instruction.argval))
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            for mine, theirs in zip((loaded, stored), _names_in(inner)):
+                for kind, names in theirs.items():
+                    mine[kind] |= names
+    return loaded, stored
 
 
 def _is_looked_up(cell: Any) -> bool:

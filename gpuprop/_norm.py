@@ -15,7 +15,11 @@ def norm_all(xp: Any, arrays: Sequence[Any], norm_type: float = 2.0) -> Any:
     Summed array by array, so that the bits do not depend on where they lie.
     """
     parts = xp.stack([_total(xp, a, norm_type) for a in arrays])
-    return _array(parts.max() if norm_type == inf else parts.sum() ** (1.0 / norm_type))
+    if norm_type == inf:
+        return _array(parts.max())
+    return (parts.sum(keepdims=True) ** (1.0 / norm_type)).reshape(
+        ()
+    )  # of an array: NumPy's scalars have a power of their own
 
 
 def clip_all(xp: Any, arrays: Sequence[Any], norm: Any, max_norm: float) -> None:

@@ -8,6 +8,8 @@ have their own (`_calls.py`, `cuda/graph.py`) that say how the calls on arrays a
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import sys
 import traceback
@@ -22,7 +24,7 @@ import numpy as np
 
 from ._layout import memory_of, span
 from ._recording import Recording
-from ._tensor import Tensor, _copied
+from ._tensor import Tensor, _copied, number
 from ._trace import Traced, owner, plain
 from ._tree import flatten
 from .device import BACKENDS, device_of, is_array
@@ -50,7 +52,17 @@ def refusal(what: str, instead: str, error: BaseException | None = None) -> Capt
     return CaptureError(f"capture: expected calls that can be repeated, got {what}{user_line(error)}; {instead}")
 
 
-PLAIN = (bool, int, float, str, tuple, type(None))  # attributes of modules that ops are called with
+def own_settings(module: Any) -> dict[str, Any]:
+    """The numbers and the like of one of gpuprop's own modules, with which it calls ops; a user's module counts what it likes."""
+    plain = (bool, int, float, str, tuple, type(None))
+    kind: Any = type(module)
+    found = {name: module.__dict__.get(name, module) for name in _option_names(kind)}
+    return {name: value for name, value in found.items() if isinstance(value, plain)}
+
+
+@functools.cache
+def _option_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters) if kind.__module__.startswith("gpuprop.") else ()
 
 
 class Recorder:
@@ -64,6 +76,7 @@ class Recorder:
         self.epilogues: Counter[str] = Counter()  # of matrix products
         self.plan: Any = None  # of the memory that a recording of such a run needs
         self.taken_in: list[Entry] = []
+        self.arguments: Any = None  # digests of those that are arrays
         self.made: dict[int, weakref.ref] = {}  # what owns results of ops, by its id
 
     def listens(self) -> contextlib.AbstractContextManager:
@@ -74,7 +87,7 @@ class Recorder:
         """What was noted of the run, without what it worked on."""
         made = Recorder()
         made.heard, made.kind, made.modules, made.state = self.heard, self.kind, self.modules, self.state
-        made.taken_in = self.taken_in
+        made.taken_in, made.arguments = self.taken_in, self.arguments
         return made
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
@@ -95,10 +108,12 @@ class Recorder:
             result = function(*args, **options)
             if isinstance(result, np.generic):
                 result = np.asarray(result)
+            given = [_root(each) for each in args if is_array(each)]
             for array in result if isinstance(result, tuple) else (result,):
                 if is_array(array):
                     root = _root(array)
-                    self.made[id(root)] = weakref.ref(root)
+                    if not any(root is each for each in given):  # else a view
+                        self.made[id(root)] = weakref.ref(root)
             return result
 
         return noted
@@ -140,7 +155,9 @@ class Recorder:
 
     def takes_in(self, array: np.ndarray, of_python: bool = False) -> None:
         """An array of NumPy's becomes a tensor, or an operand. of_python: it was made of numbers, just now."""
-        self.taken_in.append(Entry(weakref.ref(owner(array)), (*span(array), array.strides), _digest(array)))
+        self.taken_in.append(
+            Entry(weakref.ref(array), weakref.ref(owner(array)), (*span(array), array.strides), digest_of(array))
+        )
 
     def shares(self, array: Any) -> None:
         """A tensor was made that shares the memory of an array."""
@@ -166,7 +183,7 @@ class Recorder:
         for each in module.modules():
             if not any(each is known for known in self.modules):
                 self.modules.append(each)
-                self.state.append(each.training)
+                self.state.append([each.training, *(repr(v) for v in own_settings(each).values())])
 
     def reserves(self, generator: Any, blocks: int) -> None:
         """Blocks of a random stream were taken."""
@@ -190,6 +207,7 @@ class Recorder:
 class Entry(NamedTuple):
     """An array of NumPy's as it came into a run: what owns its memory, where that is, and a digest of what it held."""
 
+    array: weakref.ref
     owner: weakref.ref
     place: tuple
     digest: Any
@@ -199,7 +217,7 @@ def _root(array: Any) -> Any:
     return owner(array) if isinstance(array, np.ndarray) else array
 
 
-def _digest(array: np.ndarray) -> Any:
+def digest_of(array: np.ndarray) -> Any:
     values = None if array.dtype.hasobject else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return array.shape, array.dtype, None if values is None else zlib.crc32(values.data)
 
@@ -241,8 +259,13 @@ class StateRecorder(Recorder):
             Any, tuple[Any, bool]
         ] = {}  # leaf -> (array of its gradient before, whether that was added to)
         self.versions: list[list[int]] = []
-        self.carried: list[str] = []  # inputs of ops that an earlier run made
-        self.settings: list[tuple[dict[str, Any], str, Any]] = []  # attributes of modules: where, name, value
+        self.begin = next(number)
+        self.complaints: list[CaptureError] = []  # to be made if the run was called as the one before
+        self.by_value = (
+            False  # whether an array counts as a constant for its values, though it may be made of arguments
+        )
+        self.settings: list[tuple[dict[str, Any], str, Any]] = []  # of modules that are called: where, name, value
+        self.attributes: list[tuple[dict[str, Any], str, Any]] = []  # all that they had when they were called first
         self.are_tensors: list[bool] = []  # for each output
         self.changed: list[Any] = []  # arrays in memory that was there before the run, and that it writes to
         self.generators: dict[Any, tuple[int, int]] = {}  # generator -> (offset before, blocks taken)
@@ -253,7 +276,11 @@ class StateRecorder(Recorder):
 
     def follows(self, listener: Recorder | None, given_arrays: bool) -> None:
         """Says what has heard an earlier run, and whether arguments of this one are arrays, which NumPy may work on unseen."""
-        self.earlier = iter(listener.taken_in) if listener is not None else None
+        entries = listener.taken_in if listener is not None else []
+        self.earlier = iter(entries) if listener is not None else None
+        # What is in memory that both runs take in may have been changed between them, but not within this one.
+        arrays = [(entry.place, entry.array()) for entry in entries]
+        self.before = {place: digest_of(array) for place, array in arrays if array is not None}
         self.made_earlier = listener.made if listener is not None else {}
         self.given_arrays = given_arrays
 
@@ -265,17 +292,22 @@ class StateRecorder(Recorder):
             return
         now = self.taken_in[-1]
         for before in self.earlier:  # in their order; the earlier run may have made more, which the function has kept
-            there = before.owner() is owner(array) and before.place == now.place
-            if before.digest == now.digest and (there or of_python or not self.given_arrays):
+            if before.owner() is owner(array) and before.place == now.place:
+                if now.digest in (before.digest, self.before.get(now.place)):
+                    return
+            elif before.digest == now.digest:
+                self.by_value = self.by_value or (self.given_arrays and not of_python)
                 return
         made = f"an array of {array.dtype} {array.shape} that was made within the function"
         if of_python:
-            self.refuse(f"{made} of other numbers than before", "make it with gpuprop, or take it as an argument")
-        self.refuse(
-            f"{made} by NumPy, unseen, and that may be another in each run",
-            "make it before the call if it stays, else with gpuprop; of arguments that are arrays, NumPy shows what its ufuncs and "
-            "their methods do, not np.array and np.asarray",
-        )
+            what, instead = f"{made} of other numbers than before", "make it with gpuprop, or take it as an argument"
+        else:
+            what = f"{made} by NumPy, unseen, and that may be another in each run"
+            instead = (
+                "make it before the call if it stays, else with gpuprop; of arguments that are arrays, NumPy shows what its ufuncs and "
+                "their methods do, not np.array and np.asarray"
+            )
+        self.complaints.append(refusal(what, instead))
 
     def recording(self) -> contextlib.AbstractContextManager:
         """The run is made in this context."""
@@ -314,7 +346,9 @@ class StateRecorder(Recorder):
                 root = _root(t._data)
                 known = self.made_earlier.get(id(root))
                 if known is not None and known() is root:
-                    self.carried.append(describe(t))
+                    what = f"{describe(t)} that an earlier run made, where names that the function assigns to are not assigned again"
+                    instead = "change such state in place (t.copy_(new), total += loss.detach()), or take it as an argument and return it"
+                    self.complaints.append(refusal(what, instead))
         if not (op.capturable(arrays) if callable(op.capturable) else op.capturable):
             self.refuse(f"{op.name}, where a shape depends on values", "compute that outside of the function")
         self.hears(op, inputs, arrays)
@@ -326,7 +360,8 @@ class StateRecorder(Recorder):
         known = len(self.modules)
         super().calls(module)
         for each in self.modules[known:]:
-            self.settings += [(each.__dict__, *item) for item in each.__dict__.items() if isinstance(item[1], PLAIN)]
+            self.settings += [(each.__dict__, name, value) for name, value in own_settings(each).items()]
+            self.attributes += [(each.__dict__, name, value) for name, value in each.__dict__.items()]
 
     def is_lasting(self, array: Any) -> bool:
         """Whether an array was there before the run."""

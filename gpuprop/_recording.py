@@ -38,6 +38,7 @@ class Recording:
     """A run that can be repeated while what it depends on has not changed."""
 
     structure: Any  # of the arguments
+    unproven: Any = None  # digests of arguments, if an array that may be made of them was taken for a constant
 
     def __init__(self, recorder: StateRecorder):
         self.input_arrays = recorder.input_arrays
@@ -52,14 +53,9 @@ class Recording:
         self.tensors = list(recorder.tensors.values())
         self.modules = [(module, module.training) for module in recorder.modules]
         known = {id(module) for module in recorder.modules}
-        parts = [
-            (module.__dict__, name, value)
-            for module in recorder.modules
-            for name, value in module.__dict__.items()
-            if isinstance(value, Tensor) or id(value) in known
-        ]
-        # Numbers that the run itself has changed, a module's count of its calls for one, are not what it depended on.
-        parts += [(d, n, v) for d, n, v in recorder.settings if n != "training" and d.get(n, self) is v]
+        parts = [part for part in recorder.attributes if isinstance(part[2], Tensor) or id(part[2]) in known]
+        # What the run itself has changed, a module's last activations for one, is not what it depended on.
+        parts = [(d, n, v) for d, n, v in [*parts, *recorder.settings] if d.get(n, self) is v]
         self.parts = [part[0] for part in parts], [part[1] for part in parts], [part[2] for part in parts]
         self.leaves = []
         self.left: list[tuple[Any, Any]] = []  # leaves, and the gradients that the run leaves there
@@ -68,6 +64,8 @@ class Recording:
             tuple[Any, Any]
         ] = []  # leaves whose gradients are buffers of the recording, as its results are
         for leaf, (before, added_to) in recorder.leaves.items():
+            if leaf.number > recorder.begin:  # made within the run
+                continue
             after = leaf.grad
             stayed = after is not None and after._data is before  # then the run read it, or wrote over it
             self.leaves.append((leaf, before, added_to or stayed, leaf.hooks))
@@ -114,7 +112,7 @@ class Recording:
             if module.training is not training:
                 return False
         attributes, names, values = self.parts
-        if not all(map(is_, map(dict.get, attributes, names), values)):
+        if not all(map(is_, map(dict.get, attributes, names), values)) and not self._are_equal():
             return False
         for generator, seed, offset, _ in self.generators:
             if generator.seed != seed:
@@ -124,6 +122,16 @@ class Recording:
         for guard in self.guards:  # noqa: SIM110  (`all` of a generator takes 0.3 us more)
             if not guard():
                 return False
+        return True
+
+    def _are_equal(self) -> bool:
+        """Whether attributes of modules that are other objects than recorded are equal numbers."""
+        attributes, names, values = self.parts
+        for i, value in enumerate(map(dict.get, attributes, names)):
+            if value is not values[i]:
+                if isinstance(value, Tensor) or type(value) is not type(values[i]) or repr(value) != repr(values[i]):
+                    return False
+                values[i] = value
         return True
 
     def play(self, arrays: Sequence[Any]) -> Any:

@@ -255,7 +255,12 @@ def _setitem(array: np.ndarray, key: Any, value: Any) -> None:
 
 def _method(name: str) -> Callable:
     function = getattr(np.ndarray, name)
-    return lambda self, *args, **options: self.log.call(function, (self, *args), options)
+
+    def called(self: Traced, *args: Any, **options: Any) -> Any:
+        out = options.get("out")
+        return self.log.call(function, (self, *args), options, () if out is None else (out,))
+
+    return called
 
 
 def _value(name: str) -> Callable:

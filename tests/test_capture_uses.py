@@ -351,6 +351,66 @@ def test_names_that_mean_other_objects():
     assert run(lambda f: f) == run(gp.capture)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w.T,
+        lambda w: w[:2].T,
+        lambda w: w.reshape(-1)[:6].reshape(2, 3).T,
+        lambda w: gp.numpy.broadcast_to(w[0], (4, 3)).T,
+        lambda w: w.detach().T,
+    ],
+)
+def test_views_of_parameters(view):
+    runs, w = [], nn.Parameter(RNG.standard_normal((4, 3), dtype=np.float32))
+
+    def function(x):
+        runs.append(None)
+        return x @ view(w)
+
+    captured = gp.capture(function)
+    for i in range(5):
+        x = gp.ones(5, 3) * i
+        assert captured(x).numpy().tobytes() == (x @ view(w)).numpy().tobytes()
+    assert len(runs) == 2
+
+
+class Trainer:
+    """What scripts have: a model, an optimizer and the last loss as attributes, among them some named like a tensor's methods."""
+
+    def __init__(self):
+        self.model = nn.Sequential(nn.Linear(3, 2, generator=gp.Generator("cpu", 1)), nn.Dropout(0.5))
+        self.model.step = 0
+        self.optimizer = gp.optim.SGD(self.model.parameters(), lr=0.1)
+        self.runs = 0
+
+    def train(self, x):
+        self.runs += 1
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.loss = (self.model(x) ** 2).mean()
+        self.loss.backward()
+        self.optimizer.step()
+        return self.loss
+
+    def predict(self, x):
+        self.runs += 1
+        with gp.no_grad():
+            return self.model(x).mean()
+
+
+def test_what_changes_beside_the_function_is_no_reason_to_record_anew():
+    trainer = Trainer()
+    train, predict = gp.capture(trainer.train), gp.capture(trainer.predict)
+    for _ in range(6):
+        for rows in (4, 4, 2):
+            trainer.mean = train(gp.ones(rows, 3)).clone()
+            trainer.model.step += 1
+        trainer.model[1].p = float("0.25")  # equal, and another object
+        predict(gp.ones(4, 3))
+    assert trainer.runs == 6 + 2  # two shapes of training, the first p and the second; predictions
+
+
 def test_numbers_of_modules():
     def run(wrap):
         model = nn.Sequential(nn.Dropout(0.5, generator=gp.Generator("cpu", 1)), nn.BatchNorm1d(4))
@@ -392,6 +452,59 @@ def test_arrays_in_arrays_out():
     for i, (value, gradient) in enumerate(kept):
         assert type(value) is type(gradient) is np.ndarray
         assert value == 3 * i * i and gradient.tolist() == [2 * i] * 3
+
+
+def test_leaves_of_the_run():
+    runs, layer = [], nn.Linear(3, 1, generator=gp.Generator("cpu", 1))
+
+    def step(x):
+        runs.append(None)
+        z = x.clone()
+        z.requires_grad = True
+        layer.zero_grad()
+        (layer(z) ** 2).sum().backward()
+        return z.grad, gp.grad(lambda v: (layer(v) ** 3.0).sum())(x)
+
+    captured = gp.capture(step)
+    for i in range(6):
+        x = gp.ones(2, 3) * i
+        assert [t.numpy().tobytes() for t in captured(x)] == [t.numpy().tobytes() for t in step(x)]
+    assert len(runs) == 2 + 6
+
+
+@pytest.mark.parametrize("norm_type", [1.5, 2.0, 3.0, 4.0])
+def test_clipping_by_hand(norm_type):
+    def run(wrap):
+        layer, seen = nn.Linear(3, 2, generator=gp.Generator("cpu", 1)), []
+
+        def step(x):
+            layer.zero_grad()
+            layer(x).sum().backward()
+            norm = nn.utils.clip_grad_norm_(layer.parameters(), 2.0, norm_type)
+            nn.utils.clip_grad_value_(layer.parameters(), 0.5)
+            return norm, layer.weight.grad * 1.0
+
+        step = wrap(step)
+        for i in range(8):
+            seen += [t.numpy().tobytes() for t in step(gp.ones(4, 3) * (i + 0.1))]
+        return seen
+
+    assert run(lambda f: f) == run(gp.capture)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda y: np.clip(y, -1, 1, out=y), lambda y: y.clip(-1, 1, out=y), lambda y: y.cumsum(0, out=y)]
+)
+def test_methods_of_arrays_that_write(write):
+    def function(x):
+        y = x * 2.0
+        write(y)
+        return gp.asarray(y)
+
+    captured = gp.capture(function)
+    for i in range(4):
+        x = np.linspace(-i, i, 7).astype(np.float32)
+        assert captured(x).numpy().tobytes() == function(x).numpy().tobytes()
 
 
 # --- Gradients, and what is changed in place ------------------------------------------------------------------------
