@@ -143,6 +143,7 @@ class Captured:
         arrays_given = [array for array in arrays if is_array(array)]
         recorder = recorder_for(inputs, listener)
         recorder.follows(listener, any(map(is_array, given)))
+        recorder.arguments = _digests(arrays_given) if recorder.given_arrays else None
         plain = [
             recorder.plainly(t._data) if isinstance(t, Tensor) and not isinstance(leaf, Tensor) else t
             for t, leaf in zip(held, given)
@@ -169,11 +170,9 @@ class Captured:
             self._listen(signature, self.warmup, recorder.notes())
             return recording.results()
         recording.structure = structure
-        recorder.arguments = _digests(arrays_given) if recorder.by_value else None
         if recorder.by_value and recorder.arguments == listener.arguments:  # type: ignore[union-attr]
-            recording.unproven = (
-                recorder.arguments
-            )  # good for these arguments; with others, the function is heard again
+            # Good for these arguments; with others, the function is heard again.
+            recording.unproven = recorder.arguments
         self.recording = recording
         self._recordings[id(recording)] = recording
         while len(self._recordings) > self.most:

@@ -17,9 +17,8 @@ def norm_all(xp: Any, arrays: Sequence[Any], norm_type: float = 2.0) -> Any:
     parts = xp.stack([_total(xp, a, norm_type) for a in arrays])
     if norm_type == inf:
         return _array(parts.max())
-    return (parts.sum(keepdims=True) ** (1.0 / norm_type)).reshape(
-        ()
-    )  # of an array: NumPy's scalars have a power of their own
+    # The power of an array: NumPy's scalars have another, with other last bits.
+    return (parts.sum(keepdims=True) ** (1.0 / norm_type)).reshape(())
 
 
 def clip_all(xp: Any, arrays: Sequence[Any], norm: Any, max_norm: float) -> None:

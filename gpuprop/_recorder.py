@@ -87,7 +87,7 @@ class Recorder:
         """What was noted of the run, without what it worked on."""
         made = Recorder()
         made.heard, made.kind, made.modules, made.state = self.heard, self.kind, self.modules, self.state
-        made.taken_in, made.arguments = self.taken_in, self.arguments
+        made.taken_in, made.arguments, made.made = self.taken_in, self.arguments, self.made
         return made
 
     def listening(self, op: Any, inputs: Sequence, arrays: Sequence, function: Callable, generic: Any) -> Any:
@@ -261,9 +261,7 @@ class StateRecorder(Recorder):
         self.versions: list[list[int]] = []
         self.begin = next(number)
         self.complaints: list[CaptureError] = []  # to be made if the run was called as the one before
-        self.by_value = (
-            False  # whether an array counts as a constant for its values, though it may be made of arguments
-        )
+        self.by_value = False  # whether an array that may be made of arguments counts as a constant for its values
         self.settings: list[tuple[dict[str, Any], str, Any]] = []  # of modules that are called: where, name, value
         self.attributes: list[tuple[dict[str, Any], str, Any]] = []  # all that they had when they were called first
         self.are_tensors: list[bool] = []  # for each output
@@ -353,8 +351,8 @@ class StateRecorder(Recorder):
             self.refuse(f"{op.name}, where a shape depends on values", "compute that outside of the function")
         self.hears(op, inputs, arrays)
         if generic is not None:
-            generic = (self.logged(op.name, generic[0]), *generic[1:])
-        return self.logged(op.name, function), generic
+            generic = (self._noting(self.logged(op.name, generic[0])), *generic[1:])
+        return self._noting(self.logged(op.name, function)), generic
 
     def calls(self, module: Any) -> None:
         known = len(self.modules)

@@ -317,6 +317,22 @@ def test_the_order_of_keywords_is_part_of_the_signature():
     assert result.numpy()[0] == -np.inf
 
 
+def test_state_that_names_carry_is_refused_in_another_mode_too():
+    layer, state = nn.Linear(3, 3, generator=gp.Generator("cpu", 1)), {"h": gp.zeros(3)}
+
+    def function(x):
+        state["h"] = gp.numpy.tanh(state["h"] + layer(x)).detach()
+        return state["h"] * 2.0 if layer.weight.requires_grad else state["h"] + 2.0
+
+    captured = gp.capture(function)
+    captured(gp.ones(3))
+    state["h"] = gp.zeros(3)
+    layer.requires_grad_(False)
+    captured(gp.ones(3))  # in another state than was listened to
+    with pytest.raises(CaptureError, match="that an earlier run made"):
+        captured(gp.ones(3))
+
+
 def test_state_that_is_changed_in_place():
     def run(wrap):
         total = gp.zeros(3)

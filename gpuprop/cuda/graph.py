@@ -253,7 +253,7 @@ class GraphRecorder(StateRecorder):
         step()
         self.changed += optimizer.arrays(work)
         self.actions.append(before_repetition)
-        self.guards.append(lambda: optimizer.counts_agree(work))
+        self.guards.append(lambda: optimizer._work is work or optimizer.counts_agree(work))
         self.versions += [version for members in work.fused.values() for _, run in members for version in run.versions]
 
     # --- afterwards ---------------------------------------------------------------------------------------------
